@@ -1,0 +1,63 @@
+"""specs/README.md, the table of rules and the loader say the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vashista_gen import spec
+from vashista_gen.errors import SpecError
+from vashista_gen.spec.model import Spec
+from vashista_gen.spec.setting import settings_of
+
+README = (Path(__file__).resolve().parents[2] / "specs" / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(
+    r"^\*\*(R\d+)\*\* ([^\n]+)\n\n```yaml\n(.+?)```\n\n```yaml wrong\n(.+?)```$", README, re.MULTILINE | re.DOTALL
+)
+BASE = {
+    "name": "name: llama3_8b\n",
+    "model": "model: {num_q_heads: 32, num_kv_heads: 8, head_dim: 128}\n",
+    "cache": "cache: {page_size: 16}\n",
+    "routing": "routing: {pages: 64}\n",
+}
+
+
+def complete(example: str) -> str:
+    """The example with the sections that it leaves out."""
+    given = set(re.findall(r"^(\w+):", example, re.MULTILINE))
+    return "".join(text for section, text in BASE.items() if section not in given) + example
+
+
+def test_sentences_agree_with_the_table() -> None:
+    assert [(number, sentence) for number, sentence, _, _ in BLOCKS] == [
+        (rule.number, rule.sentence) for rule in spec.RULES.values()
+    ]
+
+
+def test_rules_stand_under_their_groups() -> None:
+    group_of = {}
+    for line in README.splitlines():
+        if line.startswith("### "):
+            group = line[4:]
+        elif match := re.match(r"\*\*(R\d+)\*\*", line):
+            group_of[match[1]] = group
+    assert group_of == {number: rule.group for number, rule in spec.RULES.items()}
+
+
+@pytest.mark.parametrize(("number", "right", "wrong"), [(n, r, w) for n, _, r, w in BLOCKS], ids=[b[0] for b in BLOCKS])
+def test_examples(number: str, right: str, wrong: str) -> None:
+    spec.loads(complete(right), "llama3_8b.yaml")
+    with pytest.raises(SpecError) as caught:
+        spec.loads(complete(wrong), "llama3_8b.yaml")
+    rules = {problem.rule for problem in caught.value.problems}
+    assert rules == {number}
+
+
+def test_every_key_is_in_the_table() -> None:
+    for key, setting in settings_of(Spec).items():
+        inner = settings_of(setting.kind) if setting.is_section else {}
+        rows = {f"{key}.{name}": one.doc for name, one in inner.items()} or {key: setting.doc}
+        for path, doc in rows.items():
+            assert re.search(rf"^\| `{re.escape(path)}` \| [^|]+ \| {re.escape(doc)} \|$", README, re.MULTILINE)
