@@ -1,0 +1,138 @@
+"""`vashista-gen`: the command line. Each command's work, and what it imports, lies in a module of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vashista_gen.cli.failure import Commands
+
+app = typer.Typer(
+    name="vashista-gen",
+    cls=Commands,
+    help="Compile a YAML spec of sparse attention decoding into kernels, a torch reference and a torch op.",
+    epilog="Exit codes: 0 ok, 1 drift or mismatch, 2 bad spec or usage, 3 missing environment.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Specs = Annotated[
+    list[Path] | None, typer.Argument(metavar="[SPEC...]", help="Spec files; all shipped ones if none is given.")
+]
+OneSpec = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec file.")]
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if version:
+        from vashista_gen import __version__
+
+        print(f"vashista-gen {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        from vashista_gen.errors import UsageError
+
+        raise UsageError("no command given", "vashista-gen --help")
+
+
+@app.command()
+def check(specs: Specs = None) -> None:
+    """Check specs: an ok line for each good one, every problem of the others with its line and rule."""
+    from vashista_gen.cli.check import run
+
+    run(specs)
+
+
+@app.command()
+def generate(
+    specs: Specs = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit 1 and list the files that differ.")
+    ] = False,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Write nothing; print what would change, exit 1 if anything.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that were edited by hand.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the packages; generated/ of the checkout if not given."),
+    ] = None,
+) -> None:
+    """Write the package of each spec: only files that differ. Without SPEC, packages without a spec are removed."""
+    from vashista_gen.cli.generate import run
+
+    run(specs, out, check=check, diff=diff, force=force)
+
+
+@app.command()
+def explain(
+    spec: OneSpec,
+    context: Annotated[
+        str | None, typer.Option(metavar="N,...", help="Context lengths in tokens, such as 8192,32k,1M.")
+    ] = None,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Sequences of a step.")] = 1,
+) -> None:
+    """Show what a spec becomes: kernels, bytes read dense against sparse, bounds of time, tiles and memory."""
+    from vashista_gen.cli.explain import run
+
+    run(spec, context, batch)
+
+
+@app.command()
+def build(
+    spec: OneSpec,
+    target: Annotated[str, typer.Option(metavar="TARGET[,...]", help="c or cuda-<arch>, out of the spec's targets.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the libraries.")] = Path("libraries"),
+) -> None:
+    """Compile the kernels of a generated package ahead of time."""
+    from vashista_gen.cli.build import run
+
+    run(spec, target, out)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the picture and the table go.")] = Path(
+        "demo-output"
+    ),
+    tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of the document to read.")] = 6144,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to decode.")] = 64,
+) -> int:
+    """Decode a real model over a long document on the CPU, dense and sparse, and compare."""
+    from vashista_gen.cli.console import output as console
+    from vashista_gen.demo.run import main as run
+
+    return run(output, console(), tokens=tokens, steps=steps)
+
+
+@app.command()
+def bench(
+    spec: OneSpec,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the measurements go.")] = Path("bench-output"),
+) -> int:
+    """Measure a spec's decode step against dense attention on this machine."""
+    from vashista_gen.bench.run import main as run
+    from vashista_gen.cli.console import output as console
+
+    return run(spec, output, console())
+
+
+@app.command()
+def doctor() -> int:
+    """Say what this machine has of what the work needs, and the next command for what is missing."""
+    from vashista_gen.cli.doctor import run
+
+    return run()
+
+
+def main() -> None:
+    """Entry point of the script `vashista-gen`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

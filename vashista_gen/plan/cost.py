@@ -1,0 +1,159 @@
+"""What one decode step reads, as formulas of the plan: bytes, memory and a lower bound of time.
+
+Unless a function says otherwise: one layer, one sequence, all its KV heads, bytes; a context is a number of tokens.
+An item of the cache has ITEM_BYTES[kv_dtype] bytes. Counted is what comes from the caches, the summaries and the
+tables, each once; queries, output and the scratch inside a step are not.
+Symbols: H KV heads, d head_dim, b item bytes, P pages, K_c tokens.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+from vashista_gen.plan.plan import Plan
+from vashista_gen.spec.footprint import ITEM_BYTES
+
+INDEX_BYTES = 4  # int32 entries of block_table and selected_pages
+SCRATCH_BYTES = 4  # float32 scores, logits and weights
+MAX_CONTEXT = 2**40
+
+
+@dataclass(frozen=True)
+class StepBytes:
+    """Bytes one step reads for one sequence and layer, by what they are."""
+
+    summaries: int
+    keys: int
+    values: int
+    tables: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.summaries + self.keys + self.values + self.tables
+
+
+def item_bytes(plan: Plan) -> int:
+    """b: bytes of one element of the cache in the spec's kv_dtype."""
+    return ITEM_BYTES[plan.spec.cache.kv_dtype]
+
+
+def pages_of(plan: Plan, context: int) -> int:
+    """ceil(context / page_size): pages that hold `context` tokens."""
+    return -(-context // plan.spec.cache.page_size)
+
+
+def token_bytes(plan: Plan) -> int:
+    """2 H d b: bytes of one token's keys and values."""
+    return 2 * plan.spec.model.num_kv_heads * plan.spec.model.head_dim * item_bytes(plan)
+
+
+def summary_bytes_per_page(plan: Plan) -> int:
+    """H (rows d bits/8 + scales b): bytes of one page's summary.
+
+    rows = plan.summary_rows; 16 bits are an item of the cache (b bytes); scales: d where each channel of a page has
+    one, 1 where a page has one, none for 16 bits.
+    """
+    head_dim, bits = plan.spec.model.head_dim, plan.spec.routing.summary_bits
+    row = head_dim * item_bytes(plan) if bits == 16 else head_dim * bits // 8
+    scales = {"page_channel": head_dim, "page": 1, None: 0}[plan.summary_scale]
+    return plan.spec.model.num_kv_heads * (plan.summary_rows * row + scales * item_bytes(plan))
+
+
+def summary_bytes_per_token(plan: Plan) -> float:
+    """summary_bytes_per_page / page_size: memory the summaries add for each token of a full page."""
+    return summary_bytes_per_page(plan) / plan.spec.cache.page_size
+
+
+def summary_share(plan: Plan) -> float:
+    """summary_bytes_per_token / (2 H d b): the same as a fraction of the KV cache."""
+    return summary_bytes_per_token(plan) / token_bytes(plan)
+
+
+def is_routed(plan: Plan, context: int) -> bool:
+    """Whether pages are scored: ceil(context / page_size) > P. Otherwise every page is kept and no summary is read."""
+    return pages_of(plan, context) > plan.spec.routing.pages
+
+
+def routed_tokens(plan: Plan, context: int) -> int:
+    """Tokens of the pages kept for one KV head: `context` up to P pages; above, P page_size less the last page's gap.
+
+    The last page, which may not be full, is always among the kept ones (rule R22).
+    """
+    if not is_routed(plan, context):
+        return context
+    page_size = plan.spec.cache.page_size
+    return plan.spec.routing.pages * page_size - (pages_of(plan, context) * page_size - context)
+
+
+def value_tokens(plan: Plan, context: int) -> int:
+    """Tokens whose V is read for one KV head.
+
+    All routed ones without a token budget and for contexts up to max(dense_below, K_c); above, K_c when a group shares
+    its tokens, and at most group_size K_c (no two heads keep the same token) when each query head has its own.
+    """
+    routed, candidates = routed_tokens(plan, context), plan.spec.candidates
+    if candidates.tokens is None or context <= max(plan.dense_below, candidates.tokens):
+        return routed
+    lists = plan.spec.group_size if candidates.share == "head" else 1
+    return min(routed, lists * candidates.tokens)
+
+
+def dense_bytes(plan: Plan, context: int) -> StepBytes:
+    """K and V of every token, H d b context each, and a block table entry of 4 bytes a page."""
+    half = token_bytes(plan) // 2 * context
+    return StepBytes(0, half, half, INDEX_BYTES * pages_of(plan, context))
+
+
+def sparse_bytes(plan: Plan, context: int) -> StepBytes:
+    """Summaries of every page if pages are scored, K of the routed tokens, V of the candidates, and the tables.
+
+    H d b routed_tokens for K, H d b value_tokens for V; 4 bytes a page for block_table and 4 H P for selected_pages.
+    """
+    model, pages = plan.spec.model, pages_of(plan, context)
+    half = token_bytes(plan) // 2
+    return StepBytes(
+        summaries=pages * summary_bytes_per_page(plan) if is_routed(plan, context) else 0,
+        keys=half * routed_tokens(plan, context),
+        values=half * value_tokens(plan, context),
+        tables=INDEX_BYTES * (pages + model.num_kv_heads * plan.spec.routing.pages),
+    )
+
+
+def scratch_bytes(plan: Plan, context: int) -> int:
+    """float32 written and read again inside a sparse step, out of the L2 cache as long as it fits there.
+
+    4 (Hq + H) pages of page scores and weights if pages are scored, 4 (Hq + H) P page_size of token logits and weights
+    with a token budget; Hq query heads. The float32 partial outputs of the splits come on top.
+    """
+    heads, routing = plan.spec.model.num_q_heads + plan.spec.model.num_kv_heads, plan.spec.routing
+    scored = pages_of(plan, context) if is_routed(plan, context) else 0
+    slots = routing.pages * plan.spec.cache.page_size if plan.token_budget else 0
+    return SCRATCH_BYTES * heads * (scored + slots)
+
+
+def time_bound(read: int, bandwidth: float) -> float:
+    """read / bandwidth: no kernel reads `read` bytes in fewer seconds; bandwidth in bytes/s by the data sheet."""
+    return read / bandwidth
+
+
+def crossover(plan: Plan) -> int | None:
+    """The least context from which on the sparse step reads fewer bytes than the dense one; None if there is none.
+
+    The saving dense - sparse never falls within a page. Over the first tokens of pages it never falls up to P pages,
+    jumps down where scoring starts and is linear above; so each part is searched by halves.
+    """
+    page_size, top = plan.spec.cache.page_size, plan.spec.routing.pages
+    saves = lambda context: dense_bytes(plan, context).total > sparse_bytes(plan, context).total
+    page_saves = lambda page: saves(page * page_size + 1)  # page counts from 0, so that page + 1 pages are held
+    far = MAX_CONTEXT // page_size
+    if not page_saves(far):
+        return None
+    first = top if not page_saves(top) else 0  # page `top` is the first one that is scored
+    last = far if first else top
+    page = first + bisect_left(range(first, last), True, key=page_saves)
+    if page == 0:
+        return 1
+    start = (page - 1) * page_size + 1  # the page before may begin to save behind its first token
+    return start + bisect_left(range(start, page * page_size + 1), True, key=saves)
