@@ -28,7 +28,7 @@ def plan_of(path: str) -> Plan:
 
 
 def test_llama3_by_hand() -> None:
-    # H 8, d 128, b 2: K or V of a token 2048 bytes. A page: 4 rows of 64 bytes of codes and 128 scales of 2 bytes, 8 times.
+    # H 8, d 128, b 2: K or V of a token 2048 bytes; a page: 4 rows of 64 bytes and 128 scales of 2 bytes, 8 times
     plan = plan_of("specs/llama3_8b.yaml")
     assert cost.token_bytes(plan) == 4096
     assert cost.summary_bytes_per_page(plan) == 8 * (4 * 64 + 128 * 2) == 4096

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -27,18 +31,34 @@ def run(path: Path, target: str, out: Path) -> None:
     library = _library(spec, path)
     if any(one.startswith("cuda") for one in targets):
         _need_nvcc()
+    logging.getLogger("tilelang").setLevel(logging.WARNING)  # a line for each kernel would break the progress shown
     console = output()
     for one in targets:
         folder = out / spec.name / one
-        with working(f"compiling {len(library.KERNELS)} kernels of {spec.name} for {one}"):
+        with (
+            working(f"compiling {len(library.KERNELS)} kernels of {spec.name} for {one}"),
+            _no_empty_folders(folder, out),
+        ):
             try:
                 library.build(one, folder)
-            except library.LibraryError as error:
+            except RuntimeError as error:  # the package's LibraryError, or TileLang's when nvcc fails
                 message, _, step = str(error).partition("; next: ")
                 raise MissingEnvironmentError(message, step or "vashista-gen doctor") from error
         say(console, f"built {spec.name} for {one}: {shown(folder)}")
     say(console, f"use:  export VASHISTA_GEN_LIBRARIES={out.absolute()}")
     say(console, f"      then vashista_gen.generated.{spec.name} loads these libraries and compiles nothing")
+
+
+@contextmanager
+def _no_empty_folders(folder: Path, out: Path) -> Iterator[None]:
+    """After an error or an interrupt, take away the folders down from `out` that were made and are empty."""
+    try:
+        yield
+    except BaseException:
+        for made in (folder, folder.parent, out):
+            with contextlib.suppress(OSError):  # not there, or not empty
+                made.rmdir()
+        raise
 
 
 def _targets(text: str, spec: Spec) -> list[str]:

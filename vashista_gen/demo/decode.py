@@ -1,8 +1,8 @@
 """One token at a time through a transformers model whose attention is exchanged: contiguous SDPA, dense op, sparse op.
 
-The model keeps its own projections, rotary embedding, norms and MLP; only the attention function is another one, registered
-in transformers' attention interface. K and V of the new token come to it directly (the model is called without a
-transformers cache), so the paged cache needs nothing of transformers' cache protocol.
+The model keeps its own projections, rotary embedding, norms and MLP; only the attention function is another one,
+registered in transformers' attention interface. K and V of the new token come to it directly (the model is called
+without a transformers cache), so the paged cache needs nothing of transformers' cache protocol.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ class Contiguous:
 
 
 class Paged:
-    """Attention of one layer by a generated package over a paged cache; `watch(layer, q, cache, out, lse)` sees each call."""
+    """Attention of one layer by a generated package over a paged cache.
+
+    `watch(layer, q, cache, out, lse)` sees each call.
+    """
 
     def __init__(
         self, package: Any, k: torch.Tensor, v: torch.Tensor, room: int, *, sparse: bool, watch: Callable | None = None
@@ -114,7 +117,7 @@ class Decoder:
 
 
 def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, decoder=None, **kwargs):
-    """transformers' attention function: query [1, heads, 1, d], key and value [1, kv heads, 1, d], the new token's only."""
+    """transformers' attention function: query [1, heads, 1, d], key and value [1, kv heads, 1, d] of the new token."""
     if decoder is None or query.shape[2] != 1 or attention_mask is not None:
         raise UsageError(
             f"{ATTENTION} attends for one new token, without a mask, under a Decoder",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import logging
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,49 @@ TARGET = "cuda-sm_90a"
 
 
 def lower(package: Any, target: str = TARGET) -> str:
-    """One line: how many of the package's kernels TileLang lowered to CUDA, and whether nvcc made machine code of them."""
+    """One line: how many of the package's kernels TileLang lowered to CUDA, and whether nvcc made machine code.
+
+    Never raises for a kernel that fails: the decoding is done by then, so the line says what went wrong instead.
+    """
     library = importlib.import_module(f"{package.__name__}.library")
-    total = len(library.KERNELS)
     try:
+        importlib.import_module("tilelang")
         with _quiet():
-            kernels = importlib.import_module(f"{package.__name__}.kernels.lower")
-            lowered = sum(bool(kernels.cuda_source(kernel, target)) for kernel in library.KERNELS)
+            machine_code = library.cuda_compiler() is not None
+            failed = (_build if machine_code else _sources)(package, library, target)
     except ImportError as error:
-        return f"kernels not lowered to CUDA: {error}; next: pip install tilelang"
-    line = f"kernels lowered to CUDA: {lowered} of {total} for {target}"
-    if shutil.which("nvcc") is None:
-        return f"{line} (no nvcc found: source only)"
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
-        made = list(library.build(target, Path(scratch) / "library").glob("*.so"))
-        size = sum(path.stat().st_size for path in made)
-    return f"{line} (machine code compiled by nvcc: {len(made)} libraries, {size / 1e6:.1f} MB)"
+        return f"kernels not lowered to CUDA, TileLang is missing ({error}); next: pip install tilelang==0.1.15"
+    total = len(library.KERNELS)
+    how = "machine code compiled by nvcc" if machine_code else "no nvcc found: source only"
+    line = f"kernels lowered to CUDA: {total - len(failed)} of {total} for {target} ({how})"
+    return "; ".join([line, *dict.fromkeys(failed.values())])  # each reason once
+
+
+def _sources(package, library, target):
+    """{kernel: reason} of the kernels that have no CUDA source."""
+    kernels = importlib.import_module(f"{package.__name__}.kernels.lower")
+    failed = {}
+    for kernel in library.KERNELS:
+        try:
+            kernels.cuda_source(kernel, target)
+        except Exception as error:  # whatever TileLang raises
+            failed[kernel] = f"{kernel}: {_first_line(error)}"
+    return failed
+
+
+def _build(package, library, target):
+    """{kernel: reason} of the kernels that nvcc made no library of; a build makes all or none."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            built = library.build(target, Path(scratch) / "library")
+        except Exception as error:  # whatever TileLang or nvcc raises
+            return dict.fromkeys(library.KERNELS, _first_line(error))
+        made = json.loads((built / "library.json").read_text())["kernels"]
+    return {kernel: f"{kernel}: not in the library" for kernel in library.KERNELS if kernel not in made}
+
+
+def _first_line(error):
+    return f"{type(error).__name__}: {error}".splitlines()[0][:160]
 
 
 @contextlib.contextmanager

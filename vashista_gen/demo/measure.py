@@ -42,7 +42,7 @@ def mass_kept(lse: torch.Tensor, lse_all: torch.Tensor) -> torch.Tensor:
 class Probe:
     """A `watch` for dense steps: computes the same attention sparsely as well and notes what that would have changed.
 
-    So each error is that of one op on exact inputs, not of the layers before it. `errors` and `kept`: [steps, heads] a layer.
+    So each error is that of one op on exact inputs, not of the layers before it.
     """
 
     def __init__(self, package: Any, num_layers: int) -> None:
@@ -76,9 +76,9 @@ def times(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def bytes_read(name: str, length: int, kv_dtype: str = "float32") -> dict[str, int]:
-    """Bytes of one layer's cache that a step of the shipped spec `name` reads at a length, by part: `plan.cost`'s formulas.
+    """Bytes of one layer's cache that a step of the shipped spec `name` reads at a length, as `plan.cost` counts them.
 
-    kv_dtype: what the cache holds here, which on a CPU is not the spec's.
+    By part, and the sums `sparse` and `dense`. kv_dtype: what the cache holds here, which on a CPU is not the spec's.
     """
     spec = load(str(specs_root().joinpath(f"{name}.yaml")))
     here = dataclasses.replace(spec, cache=dataclasses.replace(spec.cache, kv_dtype=kv_dtype))
@@ -90,7 +90,7 @@ def bytes_read(name: str, length: int, kv_dtype: str = "float32") -> dict[str, i
 def figures(
     logits: dict[str, torch.Tensor], targets: torch.Tensor, probe: Probe, clocks: dict[str, Any], read: dict[str, int]
 ) -> dict[str, Any]:
-    """Everything the table and the picture show, as plain numbers. logits: plain, dense and sparse, [steps, vocabulary]."""
+    """Everything the table and the picture show, as plain numbers. logits: of each way, [steps, vocabulary]."""
     kl = divergence(logits["dense"], logits["sparse"])
     same = agreement(logits["dense"], logits["sparse"])
     errors, kept = probe.errors.double(), probe.kept.double()

@@ -49,24 +49,15 @@ def load_model(path: Path) -> Any:
     """The model of a GGUF file, its weights made float32, for the CPU."""
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()  # the demo shows its own
-    logging.set_verbosity_error()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
-    return model.eval()
+    return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
 
 
 def document(tokenizer: Any, count: int) -> Any:
     """The first `count` tokens of the document, [1, count]; UsageError where it has fewer."""
-    import torch
     from pydoc_data.topics import topics
+
+    import torch
 
     ids = tokenizer(topics[TOPIC]).input_ids
     if len(ids) < count:

@@ -26,10 +26,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     divergence, cost = right.subplots(2, 1, height_ratios=[1.25, 1])
     _divergence(divergence, result)
     _cost(cost, result)
-    figure.suptitle(
-        f"{result['model']}: {result['steps']} tokens decoded after {result['tokens']:,} of a document, every layer sparse",
-        fontsize=13, color=INK,
-    )  # fmt: skip
+    what = f"{result['steps']} tokens decoded after {result['tokens']:,} of a document, all layers sparse"
+    figure.suptitle(f"{result['model']}: {what}", fontsize=13, color=INK)
     figure.savefig(path, metadata={"Software": None})
 
 
@@ -54,11 +52,11 @@ def _divergence(axes, result):
     floor = 1e-5
     shown = np.maximum(kl, floor)
     for chosen, colour, label in ((same, BARS["sparse_op"], "same"), (~same, DIFFERS, "another")):
-        text = f"{label} most likely next token ({int(chosen.sum())})"
+        text = f"{label} likeliest token ({int(chosen.sum())})"
         axes.bar(steps[chosen], shown[chosen] - floor / 2, bottom=floor / 2, width=0.8, color=colour, label=text)
     axes.axhline(kl.mean(), color=INK, linewidth=1, linestyle="--", label=f"mean {result['kl_nats_mean']:.4f} nats")
     axes.set_yscale("log")
-    axes.set_ylim(floor / 2, max(1.0, shown.max() * 12))
+    axes.set_ylim(floor / 2, shown.max() * 12)
     axes.set_xlim(0, len(kl) + 1)
     axes.set_xlabel("step")
     axes.set_ylabel("KL(dense ‖ sparse), nats")
@@ -72,12 +70,22 @@ def _cost(axes, result):
     share = {"torch_sdpa": 1.0, "dense_op": 1.0, "sparse_op": result["share_of_kv_bytes_read"]}
     places = range(len(BARS))
     axes.barh(places, times.values(), color=BARS.values(), height=0.62)
+    started = 0.0
+    parts = {"choosing pages": "sparse_op_routing", "summary": "sparse_op_summary_update"}
+    widths = {text: result["time_per_token_and_layer"][name]["median_us"] for text, name in parts.items()}
+    widths["attention"] = max(0.0, times["sparse_op"] - sum(widths.values()))
+    for text, width in widths.items():
+        axes.barh(len(BARS) - 1, width, left=started, color="none", edgecolor="white", height=0.62)
+        if width > 0.016 * len(text) * max(times.values()):  # room for the word
+            middle = started + width / 2
+            axes.text(middle, len(BARS) - 1, text, va="center", ha="center", fontsize=7.5, color="white")
+        started += width
     for place, name in enumerate(BARS):
         text = f"  {times[name]:,.0f} µs, {share[name]:.0%} of the KV bytes"
         axes.text(times[name], place, text, va="center", fontsize=9.5, color=INK)
     axes.set_yticks(places, [NAMES[name] for name in BARS])
     axes.invert_yaxis()
-    axes.set_xlim(0, max(times.values()) * 1.45)
+    axes.set_xlim(0, max(times.values()) * 1.62)
     axes.set_xlabel(f"attention, µs per token and layer (median; torch with {result['torch_threads']} threads)")
     axes.set_title("What a step costs on this CPU", fontsize=11, color=INK)
     _bare(axes)

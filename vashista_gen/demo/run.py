@@ -1,4 +1,4 @@
-"""The demo's order of events: load, prefill, decode four ways in turn, hold dense against plain, then print and draw."""
+"""The demo's order of events: load, prefill, decode four ways in turn, hold dense against plain, print and draw."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from rich.console import Console
 from vashista_gen.demo import model as source
 from vashista_gen.demo import show
 
-# float32 through 30 layers whose attention is summed in another order gives a few 1e-4 (seen: 2e-4 of logits of about 20);
-# one token misplaced in a page shows as more than 0.1
-LOGIT_TOLERANCE = 5e-3
+# float32 through 30 layers, attention summed in another order: 2e-5 to 6e-5 seen, up to 6,000 tokens, logits to 33;
+# one token of 2,000 lost in one layer shows as 0.05, a position off by one as 6
+LOGIT_TOLERANCE = 1e-3
 GREEDY_TOKENS = 40
+PACKAGE = "vashista_gen.generated.smollm2_135m"
 
 
 def main(output: Path, console: Console, *, tokens: int = 6144, steps: int = 64) -> int:
     """Decodes `steps` tokens of a document after a prefix of `tokens`, dense and sparse, with SmolLM2-135M on the CPU.
 
-    Prints a table, writes demo.json and demo.png into `output`. Returns 0, or 1 where the dense op does not give the plain
-    model's logits. Raises MissingEnvironmentError where a package is not installed, UsageError for a length that cannot be.
+    Prints a table, writes demo.json and demo.png into `output`. Returns 0, or 1 where the dense op does not give the
+    plain model's logits. Raises MissingEnvironmentError where a package is not installed, UsageError for lengths beyond
+    the document or the model.
     """
     source.require()
     path = source.weights()
     import torch
 
     from vashista_gen.demo import gpu
-    from vashista_gen.generated import smollm2_135m as package
 
+    package = importlib.import_module(PACKAGE)
     stages = show.Stages(console)
     with torch.inference_mode():
         tokenizer = stages.run("reading the tokenizer", source.load_tokenizer, path)
@@ -42,22 +44,23 @@ def main(output: Path, console: Console, *, tokens: int = 6144, steps: int = 64)
         gap = result["max_logit_difference_dense_and_plain"]
         if not gap <= LOGIT_TOLERANCE:  # not `>`: NaN must fail
             console.print(
-                f"dense op and plain model differ by {gap:.2g} in a logit, allowed is {LOGIT_TOLERANCE:g}: no figures.\n"
+                f"dense op and plain model differ by {gap:.2g} in a logit (allowed {LOGIT_TOLERANCE:g}): no figures.\n"
                 "    next: vashista-gen generate --check, then run the tests of the generated package",
                 style="red", highlight=False,
             )  # fmt: skip
             return 1
         written = go_on(model, package, tokenizer, ids[:, : tokens + 1], prefix, stages)
-    on_gpu = stages.run("lowering the same kernels to CUDA", gpu.lower, package)
-    result |= {"kernels": kernels, "greedy": written, "gpu": on_gpu}
+    result |= {"kernels": kernels, "greedy": written}
     console.print(
-        f"\ngate: dense op and plain model agree, largest difference of a logit {gap:.1e} (allowed {LOGIT_TOLERANCE:g})",
+        f"\ngate: dense op = plain model, largest difference of a logit {gap:.1e} (allowed {LOGIT_TOLERANCE:g})",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
-    console.print(f"document: {result['document']}\n", highlight=False, soft_wrap=True)
+    console.print(f"document: {result['document']}\n", markup=False, highlight=False, soft_wrap=True)
     console.print(show.table(result))
     show.texts(console, written)
-    console.print(f"\n{on_gpu}", highlight=False, soft_wrap=True)
+    console.print()
+    result["gpu"] = stages.run("lowering the same kernels to CUDA", gpu.lower, package)
+    console.print(result["gpu"], markup=False, highlight=False, soft_wrap=True)
     save(result, output)
     console.print(f"wrote {output / 'demo.json'} and {output / 'demo.png'}", highlight=False, soft_wrap=True)
     return 0
@@ -76,7 +79,7 @@ def compiled(package: Any) -> str:
 def decode(
     model: Any, package: Any, ids: Any, tokens: int, steps: int, stages: show.Stages
 ) -> tuple[dict[str, Any], list[tuple]]:
-    """(figures, K and V of the prefix): ids [1, tokens + steps + 1], each token given, whatever the model would have said.
+    """(figures, K and V of the prefix): ids [1, tokens + steps + 1], each token given, whatever the model says.
 
     The four ways take turns at every token, so that all of them meet the same moods of the machine.
     """
@@ -125,7 +128,7 @@ def decode(
 def go_on(
     model: Any, package: Any, tokenizer: Any, ids: Any, prefix: list[tuple], stages: show.Stages
 ) -> dict[str, str]:
-    """How the model continues by itself after ids [1, tokens + 1], dense and sparse, and the end of what it continues."""
+    """How the model continues by itself after ids [1, tokens + 1], dense and sparse, and the end of the prefix."""
     from vashista_gen.demo.decode import Decoder, Paged
 
     written = {"prefix": tokenizer.decode(ids[0, -40:])}

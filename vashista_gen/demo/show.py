@@ -48,10 +48,8 @@ class Stages:
 def table(result: dict[str, Any]) -> Table:
     """The demo's one table: a column for each way to attend, a row for each figure."""
     computed = "C kernels" if result["kernels"] == "c" else "torch reference"
-    shown = Table(
-        title=f"{result['model']}, {result['steps']} tokens after {result['tokens']:,}, float32, {computed}; every layer sparse",
-        box=box.SIMPLE_HEAD, title_justify="left", title_style="bold",
-    )  # fmt: skip
+    title = f"{result['model']}, {result['steps']} tokens after {result['tokens']:,}, all layers; {computed}, float32"
+    shown = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     shown.add_column("")
     for name in ("torch SDPA\ncontiguous KV", "dense op\npaged KV", "sparse op\npaged KV"):
         shown.add_column(name, justify="right")

@@ -14,9 +14,9 @@ class PagedCache:
     """K and V of `batch` rows in pages of a shared pool: token t of row b lies in page block_table[b, t // page_size].
 
     package: a generated package. k_cache and v_cache: [num_pages, page_size, num_kv_heads, head_dim] (NHD) or
-    [num_pages, num_kv_heads, page_size, head_dim] (HND), float32 on a CPU and the spec's kv_dtype on a GPU unless `dtype`
-    says otherwise; block_table int32 [batch, max_pages]; seq_lens int32 [batch], tokens; summaries as
-    `package.summarize_pages` makes them. These tensors stay the same objects for the cache's life and are written in place.
+    [num_pages, num_kv_heads, page_size, head_dim] (HND), float32 on a CPU and the spec's kv_dtype on a GPU unless
+    `dtype` says otherwise; block_table int32 [batch, max_pages]; seq_lens int32 [batch], tokens; summaries as
+    `package.summarize_pages` makes them. These tensors stay the same objects for the cache's life, written in place.
     Lengths and tables are also kept on the host, so that growing reads nothing back from the device.
     Raises UsageError for shapes that do not fit and when pages run out; a refused append changes nothing.
     """
@@ -81,9 +81,9 @@ class PagedCache:
         places = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
         positions = self._lens[rows] + places
         pages = self._table[rows, positions // self.page_size].long()
-        rows, places, pages, offsets = (x.to(k.device) for x in (rows, places, pages, positions % self.page_size))
+        target = tuple(x.to(self.k_cache.device) for x in (pages, positions % self.page_size))
         for cache, new in ((self.k_cache, k), (self.v_cache, v)):
-            self._tokens_of(cache)[pages, offsets] = new[rows, places].to(cache.dtype)
+            self._tokens_of(cache)[target] = new[rows.to(new.device), places.to(new.device)].to(cache)
         old_lens = self.seq_lens.clone()
         self._lens = new_lens
         self.seq_lens.copy_(new_lens)

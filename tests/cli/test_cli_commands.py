@@ -1,0 +1,279 @@
+"""What check, generate, explain, build and doctor do and say."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from running import assert_error, invoke
+
+from vashista_gen import emit, spec
+from vashista_gen.cli import doctor, sources, words
+from vashista_gen.cli.explain import microseconds, size, tokens
+from vashista_gen.errors import UsageError
+from vashista_gen.plan import make_plan
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "specs" / "tiny.yaml"
+SHIPPED = sorted((ROOT / "specs").glob("*.yaml"))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_check_of_all_shipped_specs() -> None:
+    result = invoke("check")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["ok"] * len(SHIPPED)
+
+
+def test_check_reports_every_problem_of_every_file(here: Path) -> None:
+    many = ROOT / "tests" / "invalid" / "many_at_once.yaml"
+    (here / "wrong.yaml").write_text(TINY.read_text(encoding="utf-8").replace("pages: 4", "pages: 0"), encoding="utf-8")
+    result = invoke("check", many, "wrong.yaml", TINY)
+    assert_error(result, 2, "in wrong.yaml", "specs/README.md")
+    assert "ok    " in result.stdout and "tiny" in result.stdout
+    assert len(re.findall(r"many_at_once\.yaml:\d+: R\d+: ", result.stderr)) >= 10
+    assert re.search(r"^wrong\.yaml:\d+: R21: .*\n    next: ", result.stderr, re.MULTILINE)
+    assert re.search(r"^wrong\.yaml:\d+: R10: ", result.stderr, re.MULTILINE)
+
+
+def test_the_repository_is_current() -> None:
+    result = invoke("generate", "--check")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith("are current\n")
+
+
+def test_generate_writes_then_has_nothing_to_do(here: Path) -> None:
+    first = invoke("generate", TINY, "--out", "out")
+    assert first.exit_code == 0
+    assert "created     out/tiny/op.py" in first.stdout
+    assert re.search(r"1 package in out: \d+ created", first.stdout)
+    assert invoke("generate", TINY, "--out", "out").stdout == "1 package in out is current\n"
+    assert invoke("generate", TINY, "--out", "out", "--check").exit_code == 0
+    assert invoke("generate", TINY, "--out", "out", "--diff").exit_code == 0
+
+
+def test_check_lists_each_kind_and_the_command_that_mends_it(here: Path) -> None:
+    name = TINY.read_text(encoding="utf-8").replace("name: tiny", "name: second")
+    (here / "second.yaml").write_text(name, encoding="utf-8")
+    invoke("generate", "second.yaml", "--out", "out")
+    (here / "second.yaml").write_text(name.replace("pages: 4", "pages: 5"), encoding="utf-8")
+    (here / "out" / "second" / "op.py").unlink()
+    (here / "out" / "second" / "old.py").write_text("", encoding="utf-8")
+    (here / "out" / "second" / "checks.py").write_text("", encoding="utf-8")
+    result = invoke("generate", "second.yaml", "--out", "out", "--check")
+    assert_error(result, 1, "in out not as generated: 1 edited, 1 missing, 1 orphan", "")
+    for kind, path in (("missing", "op.py"), ("orphan", "old.py"), ("edited", "checks.py"), ("stale", "constants.py")):
+        assert f"{kind:<11} out/second/{path}\n" in result.stdout
+    assert "next: vashista-gen generate second.yaml --out out --force\n" in result.stderr
+    assert invoke("generate", "second.yaml", "--out", "out", "--force").exit_code == 0
+    assert invoke("generate", "second.yaml", "--out", "out", "--check").exit_code == 0
+
+
+def test_orphan_packages_are_found_when_no_spec_is_named(here: Path) -> None:
+    (here / "extra.yaml").write_text(
+        TINY.read_text(encoding="utf-8").replace("name: tiny", "name: extra"), encoding="utf-8"
+    )
+    invoke("generate", "--out", "out")
+    invoke("generate", "extra.yaml", "--out", "out")
+    result = invoke("generate", "--out", "out", "--check")
+    assert_error(result, 1, "orphan", "vashista-gen generate --out out")
+    assert "orphan      out/extra/op.py" in result.stdout
+    assert "removed     out/extra/op.py" in invoke("generate", "--out", "out").stdout
+    assert not (here / "out" / "extra").exists()
+
+
+def test_diff_prints_unified_diffs_and_writes_nothing(here: Path) -> None:
+    invoke("generate", TINY, "--out", "out")
+    path = here / "out" / "tiny" / "op.py"
+    edited = path.read_text(encoding="utf-8") + "# [bold]mine[/bold]\n"
+    path.write_text(edited, encoding="utf-8")
+    result = invoke("generate", TINY, "--out", "out", "--diff")
+    assert_error(result, 1, "1 edited", "vashista-gen generate")
+    assert result.stdout.startswith("--- a/tiny/op.py\n+++ b/tiny/op.py\n@@ ")
+    assert "-# [bold]mine[/bold]\n" in result.stdout
+    assert path.read_text(encoding="utf-8") == edited
+
+
+def test_an_edit_is_not_overwritten_unless_forced(here: Path) -> None:
+    invoke("generate", TINY, "--out", "out")
+    edited, gone = here / "out" / "tiny" / "op.py", here / "out" / "tiny" / "merge.py"
+    (here / "out" / "tiny" / "checks.py").unlink()
+    edited.write_text("mine\n", encoding="utf-8")
+    gone.write_text("mine too\n", encoding="utf-8")
+    result = invoke("generate", TINY, "--out", "out")
+    assert_error(result, 1, "2 files in out edited by hand would be lost; nothing was written", "--force")
+    assert "by hand     out/tiny/op.py" in result.stdout
+    assert edited.read_text(encoding="utf-8") == "mine\n"
+    assert not (here / "out" / "tiny" / "checks.py").exists()
+    forced = invoke("generate", TINY, "--out", "out", "--force")
+    assert forced.exit_code == 0
+    assert "overwritten out/tiny/op.py" in forced.stdout
+    assert not gone.exists()
+
+
+def test_a_wrong_spec_writes_nothing(here: Path) -> None:
+    result = invoke("generate", TINY, ROOT / "tests" / "invalid" / "r21_pages.yaml", "--out", "out")
+    assert_error(result, 2, "1 problem in ", "specs/README.md")
+    assert not (here / "out").exists()
+
+
+def test_two_specs_of_one_name(here: Path) -> None:
+    (here / "tiny.yaml").write_text(TINY.read_text(encoding="utf-8"), encoding="utf-8")
+    assert_error(invoke("generate", TINY, "tiny.yaml", "--out", "out"), 2, "both give the package tiny", "rename")
+    assert invoke("generate", TINY, TINY, "--out", "out").exit_code == 0
+
+
+def test_without_a_checkout_out_is_asked_for(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources.vashista_gen, "__file__", str(here / "site-packages" / "vashista_gen" / "__init__.py"))
+    with pytest.raises(UsageError, match="checkout"):
+        sources.checkout_output()
+    assert_error(invoke("generate", TINY), 2, "does not run from a checkout", "--out DIR")
+
+
+def test_without_shipped_specs_those_here_are_taken(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Path:
+        raise sources.MissingEnvironmentError("none", "reinstall")
+
+    monkeypatch.setattr(spec, "specs_root", missing)
+    assert_error(invoke("check"), 2, "no specs in specs", "vashista-gen check")
+    (here / "specs").mkdir()
+    (here / "specs" / "tiny.yaml").write_text(TINY.read_text(encoding="utf-8"), encoding="utf-8")
+    assert invoke("check").stdout.startswith("ok    specs/tiny.yaml")
+
+
+@pytest.mark.parametrize("path", [*SHIPPED, ROOT / "tests" / "golden" / "hnd_box8.yaml"], ids=lambda p: p.stem)
+def test_explain_names_every_kernel(path: Path) -> None:
+    result = invoke("explain", path)
+    assert result.exit_code == 0
+    plan = make_plan(spec.load(path))
+    for kernel in plan.kernels:
+        assert kernel in words.KERNELS
+        assert re.search(rf"^ {kernel} ", result.stdout, re.MULTILINE)
+    for target in plan.spec.targets:
+        assert re.search(rf"^ {target} ", result.stdout, re.MULTILINE)
+    assert "lower bound" in result.stdout or plan.spec.targets == ("c",)
+
+
+def test_explain_shows_the_numbers_of_the_formulas() -> None:
+    result = invoke("explain", ROOT / "specs" / "llama3_8b.yaml", "--context", "4096,1M", "--batch", "2")
+    assert "256 a token, 6.2% of the KV cache" in result.stdout
+    # 16 MiB against 1 + 2 + 1 MiB and the tables; 4 GiB against 256 + 3 MiB
+    assert re.search(r"^ +4k +16\.0 MiB +4\.0 MiB +25\.0% +1\.0 MiB +2\.0 MiB +1\.0 MiB ", result.stdout, re.MULTILINE)
+    assert re.search(r"^ +1M +4\.0 GiB +259 MiB +6\.3% +256 MiB ", result.stdout, re.MULTILINE)
+    assert "from a context of 1,025 tokens on" in result.stdout
+    # two sequences: 32 MiB and 1 KiB each of table over 3350 GB/s
+    assert re.search(r"^ +4k +32\.0 MiB +8\.0 MiB +10 us ", result.stdout, re.MULTILINE)
+    assert re.search(r"cuda-sm_90a +64 +16 +<= 38\.0 KiB +227 KiB +H100", result.stdout)
+
+
+def test_units() -> None:
+    assert [size(n) for n in (0, 1023, 1024, 1536, 2**20, 150 * 2**20)] == [
+        *("0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1.0 MiB", "150 MiB")
+    ]
+    assert [tokens(n) for n in (1, 1024, 3000, 2**20, 3 * 2**19)] == ["1", "1k", "3,000", "1M", "1,536k"]
+    assert [microseconds(s) for s in (1.25e-6, 2.5e-3)] == ["1.25 us", "2,500 us"]
+
+
+def test_build_without_tilelang_is_3(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr(emit, "compare", lambda plans, out, whole: [])  # whether it is current is another test's matter
+    monkeypatch.setitem(sys.modules, "tilelang", None)
+    result = invoke("build", TINY, "--target", "c", "--out", "libraries")
+    assert_error(result, 3, "TileLang is not there", "pip install tilelang")
+    assert not (here / "libraries").exists()
+
+
+def test_build_needs_a_package_that_is_current(here: Path) -> None:
+    text = TINY.read_text(encoding="utf-8")
+    (here / "tiny.yaml").write_text(text.replace("pages: 4", "pages: 5"), encoding="utf-8")
+    assert_error(invoke("build", "tiny.yaml", "--target", "c"), 1, "package tiny", "vashista-gen generate tiny.yaml")
+    (here / "nowhere.yaml").write_text(text.replace("name: tiny", "name: nowhere"), encoding="utf-8")
+    assert_error(
+        invoke("build", "nowhere.yaml", "--target", "c"), 2, "is not generated", "vashista-gen generate nowhere.yaml"
+    )
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
+def test_build_compiles_for_c(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tilelang")
+    monkeypatch.setattr(emit, "compare", lambda plans, out, whole: [])
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert_error(invoke("build", TINY, "--target", "c", "--out", "libraries"), 3, "no C compiler", "install gcc")
+    assert not (here / "libraries").exists()
+    monkeypatch.delenv("CC")
+    result = invoke("build", TINY, "--target", "c", "--out", "libraries")
+    assert result.exit_code == 0, result.output
+    assert (here / "libraries" / "tiny" / "c" / "kernels.so").stat().st_size > 0
+    assert [p.name for p in (here / "libraries" / "tiny").iterdir()] == ["c"]
+
+
+def test_build_says_where_and_how_to_use(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    from vashista_gen.generated.tiny import library
+
+    monkeypatch.setattr(emit, "compare", lambda plans, out, whole: [])
+    monkeypatch.setattr(library, "build", lambda target, directory: directory)
+    result = invoke("build", TINY, "--target", "c", "--out", "libraries")
+    assert result.exit_code == 0, result.output
+    assert "built tiny for c: libraries/tiny/c\n" in result.stdout
+    assert f"export VASHISTA_GEN_LIBRARIES={here / 'libraries'}\n" in result.stdout
+    assert "compiling" in result.stderr
+
+
+def test_doctor_lists_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VASHISTA_GEN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "kernels.so").write_bytes(b"x" * 2**20)
+    result = invoke("doctor")
+    for what in ("Python", "torch", "tilelang", "apache-tvm-ffi", "C compiler", "nvcc", "jinja2", "generated packages"):
+        assert re.search(rf"^ (ok|no|missing) +{what}", result.stdout, re.MULTILINE), what
+    assert f"{tmp_path / 'cache'}, 1.0 MiB" in result.stdout
+
+
+def test_doctor_without_a_compiler_is_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    result = invoke("doctor")
+    assert result.exit_code == 3
+    assert "no-such-compiler: not found" in result.stdout
+    assert re.search(r"^C compiler: next: apt-get install gcc", result.stdout, re.MULTILINE)
+
+
+def test_doctor_without_a_package_is_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = importlib.metadata.version
+
+    def without_ruff(name: str) -> str:
+        if name == "ruff":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "0.0.1" if name == "tilelang" else version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without_ruff)
+    result = invoke("doctor")
+    assert result.exit_code == 3
+    assert "ruff: next: pip install ruff" in result.stdout
+    assert re.search(r"tilelang: next: pip install tilelang==\d", result.stdout)
+
+
+def test_doctor_with_drift_alone_is_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    drift = doctor.Finding("generated packages", "3 files differ", "vashista-gen generate")
+    monkeypatch.setattr(doctor, "LOOKS", (lambda: iter([doctor.Finding("Python", "3"), drift]),))
+    result = invoke("doctor")
+    assert result.exit_code == 1
+    assert "generated packages: next: vashista-gen generate" in result.stdout
+
+
+def test_doctor_with_all_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    optional = doctor.Finding("nvcc", "not found", "install it", needed=False)
+    monkeypatch.setattr(doctor, "LOOKS", (lambda: iter([optional]),))
+    result = invoke("doctor")
+    assert result.exit_code == 0
+    assert "nvcc (optional): next: install it" in result.stdout
