@@ -9,6 +9,7 @@ from vashista_gen.spec import Spec
 from vashista_gen.spec.footprint import attention_tile
 
 TILE_TOKENS_C = 16  # one zmm register of float32 logits; the smallest page
+SCORE_ROWS_C = 64  # summary rows of one tile: 16 KiB at head_dim 64, and whole vectors of page scores
 MIN_TILE_TOKENS = 32
 
 
@@ -116,6 +117,6 @@ def make_plan(spec: Spec) -> Plan:
         tile_tokens_cuda=tile_cuda,
         tile_tokens_c=TILE_TOKENS_C,
         score_pages_cuda=max(1, tile_cuda // scored_rows),
-        score_pages_c=max(1, TILE_TOKENS_C // scored_rows),
+        score_pages_c=max(1, SCORE_ROWS_C // scored_rows),
         dense_below=spec.candidates.dense_below,
     )
