@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 
 test: $(STAMP)
 	$(BIN)/vashista-gen generate --check
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests
 
 demo: $(STAMP)
 	$(BIN)/vashista-gen generate
