@@ -94,9 +94,9 @@ def weight_exponent_error(logits: torch.Tensor, error: torch.Tensor, tiles: int)
 
 def weight_error(logits: torch.Tensor, dl: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(p, bound on |p' - p|, bound on |lse' - lse|) of softmax over the last axis under logits off by dl; -inf: no token."""
-    lse = torch.logsumexp(logits, -1, keepdim=True)
-    p = torch.exp(logits - lse)
-    grown = torch.exp((logits - lse + dl).clamp(max=50.0)) - p
+    log_p = torch.log_softmax(logits, -1)
+    p = torch.exp(log_p)
+    grown = torch.exp((log_p + dl).clamp(max=50.0)) - p
     r = grown.sum(-1, keepdim=True)
     lowest = (logits - dl).amax(-1, keepdim=True)
     coarse = torch.maximum(p, torch.exp((logits + dl - lowest).clamp(max=0.0)))

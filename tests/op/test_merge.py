@@ -27,6 +27,7 @@ def test_parts_merge_to_the_whole(subject, case, parts):
 @example(lse=[float("-inf")], seed=0)
 @example(lse=[float("-inf"), float("-inf")], seed=0)
 @example(lse=[0.0, float("-inf")], seed=0)
+@example(lse=[1e30, 1e30], seed=0)
 def test_any_states_merge(subject, lse, seed):
     """An empty part (lse -inf, NaN in out) does not count; only empty parts give 0 and -inf; an lse of 0 is not empty."""
     draw = torch.Generator().manual_seed(seed)
