@@ -20,6 +20,10 @@ because p'_j / p_j = exp(e_j) / sum_i p_i exp(e_i), whose denominator is in [1 -
 1e15) instead  p'_j <= exp(s_j + dl_j) / max_i exp(s_i - dl_i)  and  |lse' - lse| <= max_j dl_j.
 Since both sum to 1:  |sum_j (p'_j - p_j) v_j| <= sum_j rel_j |v_j - o|, and at most max_j |v_j - o|.
 
+Splits. The sequence is attended to in parts; part r's lse_r = log(sum) + max is rounded (u |lse_r|, log's 4 u log n), and
+exp(lse_r - lse) is one more factor on its tokens. With s_j <= lse_r <= lse for its tokens that adds to dl_j
+    u (max(|s_j|, |lse|) + 3 (lse - s_j) + 4 log(n + 1) + 8).
+
 Accumulation of n terms over T tiles, each rescaled: gamma(n + 2 T + 8) on numerator and denominator alike, on sum p'|v|.
 Tensor cores take the weights in the cache's type: a relative u_w each, or 2^-25 at the bottom of float16.
 """
@@ -43,24 +47,20 @@ class Arithmetic:
     staged  of the attention weights and of summaries when they are cast to the cache's type; 0 where they are not
     least   smallest error of a weight cast to that type
     out     of the output's type, beyond float32
-    splits  whether partial results are merged: their lse is rounded
     """
 
     add: float
     staged: float
     least: float
     out: float
-    splits: bool
 
     @classmethod
     def of(cls, device: torch.device, dtype: torch.dtype) -> Arithmetic:
         """The arithmetic of a package's kernels on a device."""
         unit = torch.finfo(dtype).eps / 2
-        if device.type == "cpu":
-            return cls(U, 0.0, 0.0, 0.0, False)
-        if dtype == torch.float32:
-            return cls(U, 0.0, 0.0, 0.0, True)
-        return cls(4 * U, unit, 2.0**-25 if dtype == torch.float16 else 0.0, unit, True)
+        if device.type == "cpu" or dtype == torch.float32:
+            return cls(U, 0.0, 0.0, 0.0)
+        return cls(4 * U, unit, 2.0**-25 if dtype == torch.float16 else 0.0, unit)
 
     def gamma(self, n: float) -> float:
         """Relative error of n roundings."""
@@ -135,11 +135,17 @@ def attention(
     return softmax_sum(logits, weight_exponent_error(logits, error, tiles), values.expand(len(q), *values.shape), tiles, arithmetic)
 
 
+def split_error(logits: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
+    """What merging parts adds to dl."""
+    logits = torch.where(logits == float("-inf"), lse, logits)
+    mass = torch.log(torch.tensor(logits.shape[-1] + 1.0, dtype=logits.dtype))
+    return U * (torch.maximum(logits.abs(), lse.abs()) + 3 * (lse - logits) + 4 * mass + 8)
+
+
 def softmax_sum(logits, dl, values, tiles, arithmetic) -> Attention:
     """sum_j softmax(logits)_j values_j for logits [g, n] off by dl and values [g, n, d]."""
     n, lse = logits.shape[-1], torch.logsumexp(logits, -1)
-    if arithmetic.splits:  # each part's lse is stored in float32, and the parts' weights come from it
-        dl = dl + U * (8 + 2 * torch.log(torch.tensor(n + 1.0)) + 4 * lse.abs()[:, None])
+    dl = dl + split_error(logits, lse[:, None])
     p, error, lse_error = weight_error(logits, dl)
     error = error + p * arithmetic.staged + (p > 0) * (arithmetic.least + TINY)
     weighted = lambda w, x: (w[:, None] @ x)[:, 0]

@@ -150,7 +150,8 @@ def make_step(subject: Subject, case: Case) -> Step:
     q, keys, values = q.to(subject.dtype), [k.to(subject.dtype) for k in keys], [v.to(subject.dtype) for v in values]
     needed = [-(-n // subject.page_size) for n in lengths]
     order = torch.randperm(sum(needed) + 3, generator=draw)
-    block_table = torch.full((len(lengths), max([1, *needed]) + case.seed % 2), NO_PAGE, dtype=torch.int32)
+    width = max([1, *needed]) + (0, 1, 3 * subject.routed_pages)[case.seed % 3]  # a table may be wider than is needed
+    block_table = torch.full((len(lengths), width), NO_PAGE, dtype=torch.int32)
     k_cache, v_cache = (empty_cache(subject, len(order)) for _ in "kv")
     taken = 0
     for b, n in enumerate(needed):

@@ -91,13 +91,16 @@ def test_select_pages(tiny, argument, spoil, error, message):
         tiny.package.select_pages(**call)
 
 
-UPDATE = [row for row in WRONG if row[0] in ("k_cache", "block_table", "seq_lens") and "meta" not in row[3]]
+UPDATE = [row for row in WRONG if row[0] in ("k_cache", "seq_lens") and "k_cache is on meta" not in row[3]]
 
 
 @pytest.mark.parametrize(
     ("argument", "spoil", "error", "message"),
     [
         *UPDATE,
+        ("block_table", torch.Tensor.long, TypeError, "block_table and seq_lens must be int32, got torch.int64"),
+        ("block_table", lambda x: x[:1], ValueError, r"block_table must be \[1, max_pages\] and seq_lens \[1\], got \[1, .*\] and \[2\]"),
+        ("block_table", lambda x: x[0], ValueError, "block_table must be "),
         ("old_seq_lens", torch.Tensor.long, TypeError, "block_table and seq_lens must be int32"),
         ("old_seq_lens", lambda x: x[:1], ValueError, r"block_table must be \[.*\] and seq_lens \["),
         ("summaries", lambda x: type(x)(*(y[1:] for y in x)), ValueError, "summaries of .* pages for a cache of "),

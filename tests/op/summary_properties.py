@@ -1,0 +1,67 @@
+"""What page summaries hold: the mean or the box of their tokens, rounded to the spec's bits."""
+
+from __future__ import annotations
+
+import torch
+from assertions import U
+
+from .properties import arithmetic_of, wide
+from .subject import make_step
+
+
+def exact_rows(subject, keys):
+    """(rows [pages, heads, rows, d], rounding bound of a float32 mean) of one sequence's keys [n, heads, d], float64."""
+    routing = subject.spec["routing"]
+    pages = keys.split(subject.page_size)
+    if routing["summary"] == "box":
+        rows = torch.stack([torch.stack([p.amin(0), p.amax(0)], 1) for p in pages])
+        return rows, torch.zeros_like(rows)
+    span = routing.get("subpage", subject.page_size)
+    rows = torch.zeros(len(pages), keys.shape[1], subject.page_size // span, keys.shape[2], dtype=torch.float64)
+    size = torch.zeros_like(rows)
+    for i, page in enumerate(pages):
+        for j, part in enumerate(page.split(span)):
+            rows[i, :, j], size[i, :, j] = part.mean(0), part.abs().mean(0)
+    return rows, (span + 2) * U * size
+
+
+def assert_summaries(subject, summaries, step, unit):
+    """Every page's summary is its tokens' mean or box, rounded to the spec's bits; `unit` is the cache type's roundoff."""
+    routing, exact = subject.spec["routing"], wide(summaries)
+    for b, keys in enumerate(step.keys):
+        if not len(keys):
+            continue
+        pages = torch.tensor(step.pages()[b])
+        rows, error = exact_rows(subject, keys)
+        values = subject.package.reference.summary_values(exact, pages).double()
+        if routing["summary_bits"] == 16:
+            assert ((values - rows).abs() <= error + unit * rows.abs()).all()
+            continue
+        most = 2 ** (routing["summary_bits"] - 1) - 1
+        scales = exact.scales[pages]
+        scales = scales[..., None, None] if scales.dim() == 2 else scales[:, :, None]
+        over = (2, 3) if exact.scales.dim() == 2 else (2,)
+        wanted = rows.abs().amax(over, keepdim=True) / (most if exact.scales.dim() == 3 else most * (1 - 2**-7))
+        slack = error.amax(over, keepdim=True)
+        assert ((scales - wanted).abs() <= slack + (4 * U + unit) * wanted).all(), "a scale is not max / code_max"
+        if routing["summary"] == "box":
+            low, high, step_size = rows[:, :, 0], rows[:, :, 1], scales[:, :, 0] * 1.001
+            assert (values[:, :, 0] <= low).all() and (values[:, :, 1] >= high).all(), "a box is not rounded outward"
+            assert (low - values[:, :, 0] <= step_size).all() and (values[:, :, 1] - high <= step_size).all()
+        else:
+            # half a code step; the quotient rounds, and a scale rounded down lets the largest row go past the last code
+            assert ((values - rows).abs() <= scales * (0.5 + 4 * U * most + 2**-6 * unit) + error).all()
+
+
+def check_summaries(subject, case):
+    """The kernel's summaries, and the reference's in float64, are what the spec says of every page in use."""
+    step = make_step(subject, case)
+    unit = 0.0 if arithmetic_of(subject).staged == 0 else torch.finfo(subject.dtype).eps / 2
+    summaries = step.summarize()
+    assert_summaries(subject, summaries, step, max(unit, U))
+    bulk = subject.package.reference.summarize_pages(
+        step.k_cache.cpu().double(), step.block_table.cpu(), step.seq_lens.cpu()
+    )
+    assert_summaries(subject, bulk, step, U)
+    assert type(bulk)._fields == type(summaries)._fields
+    assert [x.shape for x in bulk] == [x.shape for x in summaries]

@@ -1,0 +1,64 @@
+"""Every kernel of every shipped spec lowers to CUDA, without GPU and nvcc; with nvcc, to machine code."""
+
+import ctypes
+import importlib
+import json
+
+import pytest
+
+from vashista_gen import spec
+
+from .conftest import ROOT
+
+SHIPPED = sorted(p.stem for p in (ROOT / "specs").glob("*.yaml"))
+TARGETS = ("cuda-sm_80", "cuda-sm_90a")
+SMALL = """
+name: small
+model: {num_q_heads: 2, num_kv_heads: 1, head_dim: 32}
+cache: {page_size: 16}
+routing: {pages: 3, summary: mean, summary_bits: 16}
+candidates: {tokens: 20}
+targets: [cuda-sm_90a]
+"""
+
+
+def parts_of(packages, wanted):
+    """(library, kernels.lower) of a package."""
+    package = packages(wanted)
+    return tuple(importlib.import_module(f"{package.__name__}.{part}") for part in ("library", "kernels.lower"))
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        pytest.param(name, target, marks=pytest.mark.xdist_group(f"lower-{name}-{target}"))
+        for name in SHIPPED
+        for target in TARGETS
+    ],
+)
+def test_every_kernel_lowers(packages, name, target):
+    library, lower = parts_of(packages, spec.load(ROOT / "specs" / f"{name}.yaml"))
+    for kernel in library.KERNELS:
+        source, tensors = lower.cuda_source(kernel, target)
+        assert f'extern "C" int {kernel}_kernel_launch(' in source and "__global__" in source
+        assert tensors and "double" not in source
+
+
+@pytest.mark.nvcc
+@pytest.mark.xdist_group("nvcc")
+def test_machine_code(packages, tmp_path):
+    """nvcc compiles every kernel for sm_90a; the library exports a launcher of each, under the recorded names."""
+    library, _ = parts_of(packages, spec.loads(SMALL, "small.yaml"))
+    if library.cuda_compiler() is None:
+        pytest.skip("needs nvcc")
+    place = library.build("cuda-sm_90a", tmp_path / "library")
+    record = json.loads((place / "library.json").read_text())
+    assert record["target"] == "cuda-sm_90a" and tuple(record["kernels"]) == library.KERNELS
+    exported = (place / "kernels.so").read_bytes()
+    for kernel in library.KERNELS:
+        assert f"{kernel}_kernel_launch".encode() in exported
+    try:
+        loaded = ctypes.CDLL(str(place / "kernels.so"))
+    except OSError:
+        return  # no CUDA runtime to load it with
+    assert all(hasattr(loaded, f"{kernel}_kernel_launch") for kernel in library.KERNELS)
