@@ -9,8 +9,8 @@ adds tanh's 4 ulp = 8 u, its factor and the product by the cap: + 10 u |s|.
 
 Weights. A kernel computes w_j = exp(s'_j - m) and later factors exp(m_old - m_new), common to numerator and
 denominator. exp is within 2 ulp = 4 u, the subtraction rounds its result, x log2(e) twice more where exp2 is used, so a
-factor of argument x is off by exp(e), |e| <= 3 u |x| + 4 u. The arguments of token j add up to m - s_j, since the running
-maximum only grows; with T tiles:
+factor of argument x is off by exp(e), |e| <= 3 u |x| + 4 u. The arguments of token j add up to m - s_j, since the
+running maximum only grows; with T tiles:
     w_j = exp(s_j - m + e_j),   |e_j| <= dl_j = gamma(d + 2) A_j + [10 u |s_j|] + 3 u (m - s_j) + 4 u (T + 1).
 Below exp(-87) a weight is 0: an absolute error of 2^-125 on it.
 
@@ -20,11 +20,11 @@ because p'_j / p_j = exp(e_j) / sum_i p_i exp(e_i), whose denominator is in [1 -
 1e15) instead  p'_j <= exp(s_j + dl_j) / max_i exp(s_i - dl_i)  and  |lse' - lse| <= max_j dl_j.
 Since both sum to 1:  |sum_j (p'_j - p_j) v_j| <= sum_j rel_j |v_j - o|, and at most max_j |v_j - o|.
 
-Splits. The sequence is attended to in parts; part r's lse_r = log(sum) + max is rounded (u |lse_r|, log's 4 u log n), and
-exp(lse_r - lse) is one more factor on its tokens. With s_j <= lse_r <= lse for its tokens that adds to dl_j
+Splits. The sequence is attended to in parts; part r's lse_r = log(sum) + max is rounded (u |lse_r|, log's 4 u log n)
+and exp(lse_r - lse) is one more factor on its tokens. With s_j <= lse_r <= lse for its tokens that adds to dl_j
     u (max(|s_j|, |lse|) + 3 (lse - s_j) + 4 log(n + 1) + 8).
 
-Accumulation of n terms over T tiles, each rescaled: gamma(n + 2 T + 8) on numerator and denominator alike, on sum p'|v|.
+Accumulation of n terms over T tiles, each rescaled: gamma(n + 2 T + 8) on numerator and denominator, on sum p'|v|.
 Tensor cores take the weights in the cache's type: a relative u_w each, or 2^-25 at the bottom of float16.
 """
 
@@ -93,7 +93,7 @@ def weight_exponent_error(logits: torch.Tensor, error: torch.Tensor, tiles: int)
 
 
 def weight_error(logits: torch.Tensor, dl: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(p, bound on |p' - p|, bound on |lse' - lse|) of softmax over the last axis under logits off by dl; -inf: no token."""
+    """(p, bound on |p' - p|, bound on |lse' - lse|) of softmax over the last axis, logits off by dl; -inf: no token."""
     log_p = torch.log_softmax(logits, -1)
     p = torch.exp(log_p)
     grown = torch.exp((log_p + dl).clamp(max=50.0)) - p
@@ -132,7 +132,8 @@ def attention(
     if kept is not None:
         logits = logits.masked_fill(~kept, float("-inf"))
     tiles = -(-len(keys) // TILE)
-    return softmax_sum(logits, weight_exponent_error(logits, error, tiles), values.expand(len(q), *values.shape), tiles, arithmetic)
+    dl = weight_exponent_error(logits, error, tiles)
+    return softmax_sum(logits, dl, values.expand(len(q), *values.shape), tiles, arithmetic)
 
 
 def split_error(logits: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
@@ -159,7 +160,7 @@ def softmax_sum(logits, dl, values, tiles, arithmetic) -> Attention:
     out_error = moved + roundings * (weighted(p, values.abs()) + moved + out.abs())
     out_error = out_error + arithmetic.out * (out.abs() + out_error)
     mass = torch.log(torch.tensor(n + 1.0, dtype=lse.dtype))
-    lse_error = lse_error + arithmetic.gamma(n + 2 * tiles + 8) + U * (4 * mass + 2 * lse.abs()) + TINY * n
+    lse_error = lse_error + arithmetic.gamma(n + 2 * tiles + 8) + U * (4 * (mass + 1) + 2 * lse.abs()) + TINY * n
     return Attention(out, lse, p, out_error, lse_error, error + arithmetic.gamma(2 * (n + 2 * tiles + 8)) * p)
 
 
@@ -172,24 +173,24 @@ def assert_within(got: torch.Tensor, wanted: torch.Tensor, error: torch.Tensor, 
     if far.any():
         at = tuple(far.nonzero()[0].tolist())
         raise AssertionError(
-            f"{what}: {int(far.sum())} of {far.numel()} off, first at {list(at)}: got {got[at]:.9g}, wanted {wanted[at]:.9g}, "
-            f"difference {abs(got[at] - wanted[at]):.3g}, bound {error[at]:.3g}"
+            f"{what}: {int(far.sum())} of {far.numel()} off, first at {list(at)}: got {got[at]:.9g}, "
+            f"wanted {wanted[at]:.9g}, difference {abs(got[at] - wanted[at]):.3g}, bound {error[at]:.3g}"
         )
 
 
 def assert_ranked(chosen: torch.Tensor, score: torch.Tensor, error: torch.Tensor, what: str) -> None:
-    """Every chosen entry's score is at least every other one's, up to the errors of both; 1-d, bool, float64, float64."""
+    """Every chosen entry's score is at least every other one's, up to the errors of both; all three 1-d."""
     if chosen.any() and not chosen.all():
         least, most = (score + error)[chosen].min(), (score - error)[~chosen].max()
-        assert least >= most, f"{what}: one with score {least:.9g} at most was chosen over one with {most:.9g} at least"
+        assert least >= most, f"{what}: one of score {least:.9g} at most was chosen over one of {most:.9g} at least"
 
 
 def page_score_error(spec: dict, q: torch.Tensor, rows: torch.Tensor, sizes: torch.Tensor, scores, arithmetic):
     """Bound [g, pages] on the error of page scores from q [g, d], summary rows [pages, rows, d], tokens a row covers.
 
     Codes times scales round once (u), the corner queries (q -+ w |q|) / 2 of a box three times, the dots gamma(d), the
-    scale twice; cast to the cache's type rows and corner queries round by `staged` once each. log sum_i size_i exp(s_i) moves
-    no more than its farthest s_i, plus exp (4 u), its argument (3 u x exp(-x) <= 2 u a row), sum, product and log.
+    scale twice; cast to the cache's type rows and corner queries round by `staged` once each. log sum_i size_i exp(s_i)
+    moves no more than its farthest s_i, plus exp (4 u), its argument (3 u x exp(-x) <= 2 u a row), sum and log.
     """
     model, routing = spec["model"], spec["routing"]
     box = routing["summary"] == "box"

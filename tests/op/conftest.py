@@ -33,6 +33,12 @@ def write_package(folder: Path, loaded: spec.Spec) -> None:
         target.write_text(text, encoding="utf-8")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """One thread a worker: xdist's workers have the cores."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def packages(tmp_path_factory):
     """(name or Spec) -> the imported package: a top-level module of this worker's own folder."""

@@ -19,6 +19,8 @@ from strategies import Case
 
 from .subject import NO_PAGE, Step, Subject, make_step
 
+VANISHED = 2.0**-120  # below this a share of a group's weight may come out as 0
+
 
 def arithmetic_of(subject: Subject) -> Arithmetic:
     """The roundings of a subject's kernels."""
@@ -89,21 +91,21 @@ def token_weights(step: Step, selected: torch.Tensor) -> list[list[torch.Tensor]
     In one more call the values are 1 for all other tokens, and the output must be 0.
     """
     subject, d = step.subject, step.subject.head_dim
-    tokens = [[candidates(subject, selected[b, h], n) for h in range(subject.kv_heads)] for b, n in enumerate(step.lengths)]
+    of_row = lambda b, n: [candidates(subject, selected[b, h], n) for h in range(subject.kv_heads)]
+    tokens = [of_row(b, n) for b, n in enumerate(step.lengths)]
     found = [[torch.zeros(subject.group, len(t), dtype=torch.float64) for t in row] for row in tokens]
     zero = step.v_cache * 0  # NaN stays NaN
-    for first in range(0, max((len(t) for row in tokens for t in row), default=0), d):
+    heads = [(b, h) for b in range(len(tokens)) for h in step.compared]
+    for first in range(0, max((len(tokens[b][h]) for b, h in heads), default=0), d):
         v_cache = zero.clone()
-        for b, row in enumerate(tokens):
-            for h, t in enumerate(row):
-                part = t[first : first + d]
-                set_element(step, v_cache, b, h, part, torch.arange(len(part)), 1.0)
+        for b, h in heads:
+            part = tokens[b][h][first : first + d]
+            set_element(step, v_cache, b, h, part, torch.arange(len(part)), 1.0)
         out = step.decode(None, selected_pages=selected, v_cache=v_cache)[0].cpu().double()
-        for b, row in enumerate(found):
-            for h, weights in enumerate(row):
-                part = weights[:, first : first + d]
-                part.copy_(out[b, step.heads(h), : part.shape[1]])
-                assert (out[b, step.heads(h), part.shape[1] :] == 0).all(), "a channel no value is in"
+        for b, h in heads:
+            part = found[b][h][:, first : first + d]
+            part.copy_(out[b, step.heads(h), : part.shape[1]])
+            assert (out[b, step.heads(h), part.shape[1] :] == 0).all(), "a channel no value is in"
     v_cache = zero + 1
     for b, row in enumerate(tokens):
         for h, t in enumerate(row):
@@ -138,9 +140,10 @@ def check_kept(subject: Subject, q, keys, seen, length: int, where: str) -> tupl
     if subject.spec["candidates"]["share"] == "group":
         assert (seen | ~(visible & seen.any(0))).all(), f"{where}: a token is kept by a part of the group"
         p, p_error, _ = weight_error(logits, weight_exponent_error(logits, error, 0))
-        # a sum of n weights, its reciprocal, a product, then the sum over the group; below 2^-120 they may vanish
+        # a sum of n weights, its reciprocal, a product, then the sum over the group
         score = p.sum(0, keepdim=True)
-        error = p_error.sum(0, keepdim=True) + arithmetic.gamma(n + subject.group + 8) * score + subject.group * 2.0**-120
+        error = p_error.sum(0, keepdim=True) + subject.group * VANISHED
+        error = error + arithmetic.gamma(n + subject.group + 8) * score
         seen, visible = seen.any(0, keepdim=True), visible.any(0, keepdim=True)
     else:
         score = logits
@@ -169,11 +172,12 @@ def check_equals_dense(subject: Subject, case: Case) -> None:
 
 
 def check_selection(subject: Subject, case: Case) -> None:
-    """select_pages: the best P by the reference's scores of the kernel's own summaries; forced pages; the list's form."""
+    """select_pages: the best P by the reference's scores of the kernel's summaries; forced pages; the list's form."""
     step = make_step(subject, case)
     summaries = step.summarize()
     selected = step.select_pages(summaries)
-    assert selected.shape == (len(step.lengths), subject.kv_heads, subject.routed_pages) and selected.dtype == torch.int32
+    assert selected.shape == (len(step.lengths), subject.kv_heads, subject.routed_pages)
+    assert selected.dtype == torch.int32
     assert torch.equal(selected, step.select_pages(summaries)), "two calls select differently"
     routing = subject.spec["routing"]
     for b, h, q, _, _ in step.rows:
@@ -207,7 +211,8 @@ def page_weights(step: Step, summaries, b: int, h: int, q: torch.Tensor) -> tupl
     if routing["group_reduce"] == "max":
         return scores.amax(0), dl.amax(0)
     p, error, _ = weight_error(scores, weight_exponent_error(scores, dl, 0))
-    return p.sum(0), error.sum(0) + arithmetic.gamma(len(rows) + subject.group + 8) * p.sum(0) + subject.group * 2.0**-120
+    error = error.sum(0) + arithmetic.gamma(len(rows) + subject.group + 8) * p.sum(0)
+    return p.sum(0), error + subject.group * VANISHED
 
 
 def check_physical_pages(subject: Subject, case: Case) -> None:
@@ -215,7 +220,8 @@ def check_physical_pages(subject: Subject, case: Case) -> None:
     step = make_step(subject, case)
     summaries = step.summarize()
     before = step.select_pages(summaries), *step.decode(summaries), *step.decode_dense()
-    to = torch.randperm(step.k_cache.shape[0], generator=torch.Generator().manual_seed(case.seed + 1)).to(subject.device)
+    draw = torch.Generator().manual_seed(case.seed + 1)
+    to = torch.randperm(step.k_cache.shape[0], generator=draw).to(subject.device)
     for name in ("k_cache", "v_cache"):
         moved = torch.empty_like(getattr(step, name))
         moved[to] = getattr(step, name)
@@ -274,7 +280,7 @@ def check_page_lists(subject: Subject, case: Case) -> None:
 
 
 def check_merge(subject: Subject, case: Case, parts: int) -> None:
-    """Attention over disjoint parts of a sequence's pages, merged, is attention over all of it; empty parts do not count.
+    """Attention over disjoint parts of a sequence's pages, merged, is attention to all of it; empty parts do not count.
 
     Part r is off by out_error_r and lse_error_r: merging weighs it by exp(lse_r), so lse_error_r is its dl.
     """
@@ -302,10 +308,10 @@ def check_merge(subject: Subject, case: Case, parts: int) -> None:
         if not len(keys):
             assert (merged[b, heads] == 0).all() and (merged_lse[b, heads] == float("-inf")).all(), where
             continue
-        stack = lambda name: torch.stack([getattr(x, name) for x in exact], 1)
-        lse, out = stack("lse"), stack("out")
-        whole = softmax_sum(lse, weight_exponent_error(lse, stack("lse_error"), 0), out, 0, arithmetic)
-        parts_error = ((whole.weights + whole.weights_error)[:, None] @ stack("out_error"))[:, 0]
+        names = ("lse", "out", "lse_error", "out_error")
+        lse, out, lse_error, out_error = (torch.stack([getattr(x, name) for x in exact], 1) for name in names)
+        whole = softmax_sum(lse, weight_exponent_error(lse, lse_error, 0), out, 0, arithmetic)
+        parts_error = ((whole.weights + whole.weights_error)[:, None] @ out_error)[:, 0]
         assert_within(merged[b, heads], whole.out, whole.out_error + parts_error, f"merged out of {where}")
         assert_within(merged_lse[b, heads], whole.lse, whole.lse_error, f"merged lse of {where}")
         direct = attention(subject.spec, q, keys, values, arithmetic)

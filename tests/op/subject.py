@@ -11,6 +11,7 @@ import torch
 from strategies import Case
 
 NAN = float("nan")
+MOST_HEADS = 8  # KV heads of a sequence that are compared, about
 NO_PAGE = 2**30  # what the block table holds behind a sequence: no cache has such a page
 
 
@@ -87,14 +88,21 @@ class Step:
     lengths: list[int]
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
+    first_head: int = 0
+
+    @property
+    def compared(self) -> range:
+        """KV heads to compare: all, or every n-th of many."""
+        stride = max(1, self.subject.kv_heads // MOST_HEADS)
+        return range(self.first_head % stride, self.subject.kv_heads, stride)
 
     @property
     def rows(self):
-        """(b, h, q float64 [group, d], keys [n, d], values [n, d]) of every sequence and KV head."""
+        """(b, h, q float64 [group, d], keys [n, d], values [n, d]) of each sequence and compared KV head."""
         s = self.subject
         queries = self.q.cpu().double().view(-1, s.kv_heads, s.group, s.head_dim)
         for b in range(len(self.lengths)):
-            for h in range(s.kv_heads):
+            for h in self.compared:
                 yield b, h, queries[b, h], self.keys[b][:, h], self.values[b][:, h]
 
     def heads(self, h: int) -> slice:
@@ -147,7 +155,8 @@ def make_step(subject: Subject, case: Case) -> Step:
     lengths = subject.lengths(case)
     draw = torch.Generator().manual_seed(case.seed)
     q, keys, values = _tensors(subject, case.family, lengths, draw)
-    q, keys, values = q.to(subject.dtype), [k.to(subject.dtype) for k in keys], [v.to(subject.dtype) for v in values]
+    q = q.to(subject.dtype)
+    keys, values = ([x.to(subject.dtype) for x in tensors] for tensors in (keys, values))
     needed = [-(-n // subject.page_size) for n in lengths]
     order = torch.randperm(sum(needed) + 3, generator=draw)
     width = max([1, *needed]) + (0, 1, 3 * subject.routed_pages)[case.seed % 3]  # a table may be wider than is needed
@@ -163,7 +172,7 @@ def make_step(subject: Subject, case: Case) -> Step:
     return Step(
         subject, place(q), place(k_cache), place(v_cache), place(block_table),
         place(torch.tensor(lengths, dtype=torch.int32)), lengths,
-        [k.double() for k in keys], [v.double() for v in values],
+        [k.double() for k in keys], [v.double() for v in values], case.seed,
     )  # fmt: skip
 
 
@@ -175,7 +184,7 @@ def empty_cache(subject: Subject, pages: int) -> torch.Tensor:
 
 
 def write_tokens(subject: Subject, cache: torch.Tensor, table: torch.Tensor, first: int, tokens: torch.Tensor) -> None:
-    """Writes tokens [n, kv heads, d] of one sequence from position `first` on; `table` is its row of the block table."""
+    """Writes tokens [n, kv heads, d] of one sequence from position `first` on; `table`: its row of the block table."""
     positions = torch.arange(first, first + len(tokens))
     pages, offsets = table[positions // subject.page_size].long(), positions % subject.page_size
     if subject.spec["cache"]["layout"] == "NHD":

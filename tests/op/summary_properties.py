@@ -10,7 +10,7 @@ from .subject import make_step
 
 
 def exact_rows(subject, keys):
-    """(rows [pages, heads, rows, d], rounding bound of a float32 mean) of one sequence's keys [n, heads, d], float64."""
+    """(rows [pages, heads, rows, d], rounding bound of a float32 mean) of a sequence's keys [n, heads, d], float64."""
     routing = subject.spec["routing"]
     pages = keys.split(subject.page_size)
     if routing["summary"] == "box":
@@ -26,7 +26,7 @@ def exact_rows(subject, keys):
 
 
 def assert_summaries(subject, summaries, step, unit):
-    """Every page's summary is its tokens' mean or box, rounded to the spec's bits; `unit` is the cache type's roundoff."""
+    """Every page's summary is its tokens' mean or box, rounded to the spec's bits; `unit` of the cache's type."""
     routing, exact = subject.spec["routing"], wide(summaries)
     for b, keys in enumerate(step.keys):
         if not len(keys):

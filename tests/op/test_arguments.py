@@ -9,22 +9,24 @@ from .subject import NAN, make_step
 NAME = "tiny"
 HALF = lambda x: x.half()
 LAST_AXIS_STRIDED = lambda x: torch.stack([x, x], -1)[..., 0]
+CONTIGUOUS = r"k_cache must be contiguous within a page \(strides \(any, 64, 32, 1\)\)"
+INT32 = "block_table and seq_lens must be int32"
 INNER = r"\[num_pages, 16, 2, 32\] \(NHD\)"
 
 # argument -> how it is spoiled, error, message
 WRONG = [
-    ("q", HALF, TypeError, "q is torch.float16 on cpu, the kernels there are compiled for torch.float32; next: "),
+    ("q", HALF, TypeError, "q is torch.float16 on cpu, the kernels there are compiled for torch.float32; next: q.to"),
     ("q", lambda x: x[:, :-1], ValueError, r"q must be \[batch, 4, 32\], got \[2, 3, 32\]"),
     ("q", lambda x: x[0], ValueError, r"q must be \[batch, 4, 32\], got \[4, 32\]"),
     ("k_cache", HALF, TypeError, "k_cache is torch.float16 on cpu"),
-    ("v_cache", HALF, TypeError, r"v_cache is torch.float16 on cpu.*v_cache.to\(torch.float32\), or use tiny.reference"),
+    ("v_cache", HALF, TypeError, r"v_cache is .*next: v_cache.to\(torch.float32\), or use tiny.reference"),
     ("k_cache", lambda x: x.transpose(1, 2), ValueError, f"k_cache must be {INNER}, got "),
     ("v_cache", lambda x: x[..., :16], ValueError, f"v_cache must be {INNER}, got "),
-    ("k_cache", LAST_AXIS_STRIDED, ValueError, r"k_cache must be contiguous within a page \(strides \(any, 64, 32, 1\)\)"),
+    ("k_cache", LAST_AXIS_STRIDED, ValueError, CONTIGUOUS),
     ("v_cache", LAST_AXIS_STRIDED, ValueError, "v_cache must be contiguous within a page"),
     ("k_cache", lambda x: x[:1].expand(x.shape), ValueError, "k_cache must be contiguous within a page"),
-    ("block_table", torch.Tensor.long, TypeError, "block_table and seq_lens must be int32, got torch.int64 and torch.int32"),
-    ("seq_lens", torch.Tensor.long, TypeError, "block_table and seq_lens must be int32, got torch.int32 and torch.int64"),
+    ("block_table", torch.Tensor.long, TypeError, f"{INT32}, got torch.int64 and torch.int32"),
+    ("seq_lens", torch.Tensor.long, TypeError, f"{INT32}, got torch.int32 and torch.int64"),
     ("block_table", lambda x: x[:1], ValueError, r"block_table must be \[2, max_pages\] and seq_lens \[2\], got "),
     ("block_table", lambda x: x[0], ValueError, r"block_table must be \[2, max_pages\]"),
     ("seq_lens", lambda x: x[:1], ValueError, r"block_table must be \[2, max_pages\] and seq_lens \[2\]"),
@@ -36,12 +38,13 @@ WRONG = [
     ("lse", lambda x: x[:, :2], ValueError, r"lse must be a contiguous torch.float32 \[2, 4\] on cpu"),
     ("lse", torch.Tensor.double, ValueError, "lse must be a contiguous torch.float32"),
 ]
+PAGES = r"selected_pages must be int32 \[2, 2, 4\]"
 SPARSE = [
-    ("selected_pages", torch.Tensor.long, ValueError, r"selected_pages must be int32 \[2, 2, 4\] \(-1 for no page\), got torch.int64"),
-    ("selected_pages", lambda x: x[..., :3], ValueError, r"selected_pages must be int32 \[2, 2, 4\].*got torch.int32 \[2, 2, 3\]"),
+    ("selected_pages", torch.Tensor.long, ValueError, rf"{PAGES} \(-1 for no page\), got torch.int64"),
+    ("selected_pages", lambda x: x[..., :3], ValueError, rf"{PAGES}.*got torch.int32 \[2, 2, 3\]"),
     ("selected_pages", lambda x: x.to("meta"), ValueError, "selected_pages is on meta, the other tensors on cpu"),
-    ("summaries", lambda x: type(x)(x[0].float(), *x[1:]), ValueError, "summaries.codes must be contiguous torch.uint8"),
-    ("summaries", lambda x: type(x)(x[0], x[1][..., :4]), ValueError, "summaries.scales must be contiguous torch.float32"),
+    ("summaries", lambda x: type(x)(x[0].float(), *x[1:]), ValueError, "summaries.codes must be contiguous torch.uint"),
+    ("summaries", lambda x: type(x)(x[0], x[1][..., :4]), ValueError, "summaries.scales must be contiguous torch.f"),
 ]
 
 
@@ -98,10 +101,10 @@ UPDATE = [row for row in WRONG if row[0] in ("k_cache", "seq_lens") and "k_cache
     ("argument", "spoil", "error", "message"),
     [
         *UPDATE,
-        ("block_table", torch.Tensor.long, TypeError, "block_table and seq_lens must be int32, got torch.int64"),
-        ("block_table", lambda x: x[:1], ValueError, r"block_table must be \[1, max_pages\] and seq_lens \[1\], got \[1, .*\] and \[2\]"),
+        ("block_table", torch.Tensor.long, TypeError, f"{INT32}, got torch.int64"),
+        ("block_table", lambda x: x[:1], ValueError, r"block_table must be \[1, .* seq_lens \[1\], got \[1, .* \[2\]"),
         ("block_table", lambda x: x[0], ValueError, "block_table must be "),
-        ("old_seq_lens", torch.Tensor.long, TypeError, "block_table and seq_lens must be int32"),
+        ("old_seq_lens", torch.Tensor.long, TypeError, INT32),
         ("old_seq_lens", lambda x: x[:1], ValueError, r"block_table must be \[.*\] and seq_lens \["),
         ("summaries", lambda x: type(x)(*(y[1:] for y in x)), ValueError, "summaries of .* pages for a cache of "),
         SPARSE[-1],

@@ -25,6 +25,21 @@ def test_rows_do_not_influence_each_other(subject, case):
     check_rows_alone(subject, case)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads(subject, threads):
+    """Any number of threads gives the same bits."""
+    step = make_step(subject, Case((LONG, ONE, LONG), seed=2))
+    results = []
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            summaries = step.summarize()
+            results.append((step.select_pages(summaries), *step.decode(summaries), *step.decode_dense()))
+    finally:
+        torch.set_num_threads(1)
+    assert all(map(torch.equal, *results))
+
+
 def strided(x: torch.Tensor, y: torch.Tensor, how: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Two caches as views of one tensor: [2, pages, ...], [pages, 2, ...], or pages with room before and between."""
     if how == "halves":

@@ -5,7 +5,7 @@ import torch
 from hypothesis import example, given
 from strategies import LONG, Case, Length, cases, examples
 
-from .properties import check_page_lists, check_selection, page_weights, wide
+from .properties import check_page_lists, check_selection, wide
 from .subject import make_step
 
 
@@ -39,41 +39,31 @@ def test_page_lists(subject, case):
 @examples(6)
 @given(case=cases(families=("normal", "peaked", "one_hot", "outliers")))
 def test_scores_mean_what_the_spec_says(subject, case):
-    """Against the tokens themselves, unquantised: a mean's score is the mean logit; a box of weight 1 bounds every logit;
-    log-sum-exp of group means is at most that of the tokens (Jensen)."""
+    """Against the tokens: a mean's score is the mean logit, a box of weight 1 bounds every logit, and log-sum-exp of
+    group means is at most that of the tokens (Jensen); up to half a code step in every channel of integer summaries."""
     routing, model = subject.spec["routing"], subject.spec["model"]
-    if subject.device.type != "cpu" or model["logits_soft_cap"] is not None:
+    if model["logits_soft_cap"] is not None:
         return
     step = make_step(subject, case)
-    summaries = wide(step.summarize())
-    reference = subject.package.reference
+    summaries, reference = wide(step.summarize()), subject.package.reference
     scale = model["sm_scale"] / subject.spec["attention"]["epsilon"]
+    unit, table, lens = torch.finfo(subject.dtype).eps, step.block_table.cpu(), step.seq_lens.cpu()
     for b, h, q, keys, _ in step.rows:
-        pages = torch.tensor(step.pages()[b])
+        pages = torch.tensor(step.pages()[b], dtype=torch.long)
         if not len(pages):
             continue
-        score = reference.page_scores(step.q.double(), summaries, step.block_table, step.seq_lens, b)[h]
-        logits = scale * q @ keys.T
-        of_page = logits.split(subject.page_size, dim=-1)
-        # what rounding a summary to integer codes may move a score by, a little over half a step in every channel
-        step_size = float(0)
+        score = reference.page_scores(step.q.cpu().double(), summaries, table, lens, b)[h]
+        of_page = (scale * q @ keys.T).split(subject.page_size, dim=-1)
+        reach = scale * q.abs().sum(-1, keepdim=True)  # what a change of 1 in every channel is worth
+        slack = 8 * unit * (1 + reach * keys.abs().max())
         if routing["summary_bits"] != 16:
             scales = summaries.scales[pages][:, h].view(len(pages), -1)
-            step_size = scale * (q.abs()[:, None] * scales[None]).sum(-1) * (1.01 if scales.shape[1] > 1 else 1.01)
-            if scales.shape[1] == 1:
-                step_size = scale * q.abs().sum(-1, keepdim=True) * scales[:, 0] * 1.01
-        slack = step_size / 2 + 1e-5 * (1 + scale * q.abs().sum(-1, keepdim=True) * keys.abs().max())
+            steps = scales.expand(-1, subject.head_dim)
+            slack = slack + 0.51 * scale * (q.abs() @ steps.T)
         if routing["summary"] == "mean":
-            mean = torch.stack([x.mean(-1) for x in of_page], -1)
-            assert ((score - mean).abs() <= slack).all()
+            assert ((score - torch.stack([x.mean(-1) for x in of_page], -1)).abs() <= slack).all()
         elif routing["summary"] == "box" and routing["box_weight"] == 1:
             most = torch.stack([x.amax(-1) for x in of_page], -1)
-            assert (score >= most - 1e-5 * (1 + most.abs())).all()
+            assert (score >= most - 8 * unit * (1 + reach * keys.abs().max())).all()
         elif routing["summary"] == "subpage_mean":
-            total = torch.stack([torch.logsumexp(x, -1) for x in of_page], -1)
-            assert (score <= total + slack).all()
-        weight, _ = page_weights(step, step.summarize(), b, h, q)
-        if routing["group_reduce"] == "max":
-            assert torch.equal(weight, score.amax(0))
-        else:
-            assert abs(float(weight.sum()) - subject.group) < 1e-9
+            assert (score <= torch.stack([torch.logsumexp(x, -1) for x in of_page], -1) + slack).all()

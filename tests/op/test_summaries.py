@@ -71,7 +71,8 @@ class World:
     def check(self):
         lens = torch.tensor(self.lens, dtype=torch.int32)
         bulk = self.subject.package.summarize_pages(*self._placed(self.k_cache, self.table, lens))
-        used = [int(p) for row, n in zip(self.table, self.lens, strict=True) for p in row[: -(-n // self.subject.page_size)]]
+        size, rows = self.subject.page_size, zip(self.table.tolist(), self.lens, strict=True)
+        used = [p for row, n in rows for p in row[: -(-n // size)]]
         for x, y in zip(bulk, self.summaries, strict=True):
             assert torch.equal(as_bytes(x[used]), as_bytes(y[used])), "updates differ from a bulk pass"
 

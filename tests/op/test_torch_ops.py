@@ -25,7 +25,10 @@ class Recorder(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def clean_step(subject, seed=0, lengths=(Length(eighths=12), Length(tokens=20))):
+SHORT = (Length(eighths=12), Length(tokens=20))
+
+
+def clean_step(subject, seed=0, lengths=SHORT):
     """A step without NaN: torch's checks compare inputs."""
     step = make_step(subject, Case(lengths, seed))
     clean = {name: getattr(step, name).nan_to_num() for name in ("k_cache", "v_cache")}
@@ -48,8 +51,8 @@ def test_opcheck(subject):
     op = importlib.import_module(f"{subject.package.__name__}.op")
     with Recorder(op.NAMESPACE) as recorder:
         everything(subject.package, clean_step(subject))
-    defined = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith(f"{op.NAMESPACE}::")}
-    assert {call[0]._opname for call in recorder.calls} == defined
+    defined = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith(f"{op.NAMESPACE}::")}
+    assert {call[0].name() for call in recorder.calls} == defined
     for function, args, kwargs in recorder.calls:
         torch.library.opcheck(function, args, kwargs)
 
