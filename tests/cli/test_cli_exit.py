@@ -116,7 +116,11 @@ def test_demo_and_bench_pass_their_options_on(monkeypatch: pytest.MonkeyPatch) -
     assert seen == [
         (Path("there"), {"tokens": 2000, "steps": 8}),
         (Path("demo-output"), {"tokens": 6144, "steps": 64}),
-        (Path("specs/tiny.yaml"), Path("bench-output"), {}),
+        (
+            Path("specs/tiny.yaml"),
+            Path("bench-output"),
+            {"contexts": None, "batch": 1, "device": None, "require": ()},
+        ),
     ]
 
 

@@ -6,6 +6,8 @@ from strategies import Case, Length
 
 from .subject import NAN, make_step
 
+pytestmark = pytest.mark.xdist_group("tiny")
+
 NAME = "tiny"
 HALF = lambda x: x.half()
 LAST_AXIS_STRIDED = lambda x: torch.stack([x, x], -1)[..., 0]

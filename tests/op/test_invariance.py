@@ -64,6 +64,7 @@ def test_strided_caches(subject, how):
     assert all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in zip(wanted, got, strict=True))
 
 
+@pytest.mark.xdist_group("tiny")
 def test_strided_caches_are_not_copied(tiny):
     """A decode step allocates less than a cache, however it is strided."""
     step = make_step(tiny, Case((ONE,)))

@@ -20,7 +20,7 @@ _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 def run(path: Path, context: str | None, batch: int) -> None:
     """Prints what the spec at `path` becomes. Raises SpecError, and UsageError for contexts that are no numbers."""
-    contexts = CONTEXTS if context is None else _contexts(context)
+    contexts = CONTEXTS if context is None else parse_contexts(context)
     plan = make_plan(load(path))
     console = output()
     say(console, f"{plan.spec.name}  {plan.spec.source.file}", "bold")
@@ -161,7 +161,7 @@ def _paragraph(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False)
 
 
-def _contexts(text: str) -> tuple[int, ...]:
+def parse_contexts(text: str) -> tuple[int, ...]:
     """Contexts out of "8192,32k,1M"; k is 1024 and M 1024^2."""
     contexts = []
     for word in text.split(","):

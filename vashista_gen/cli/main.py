@@ -113,12 +113,20 @@ def demo(
 def bench(
     spec: OneSpec,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where the measurements go.")] = Path("bench-output"),
+    context: Annotated[str | None, typer.Option(metavar="N,...", help="Context lengths, such as 1k,8k,64k.")] = None,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Sequences of a step.")] = 1,
+    device: Annotated[str | None, typer.Option(metavar="cpu|cuda", help="cuda if there is one, else cpu.")] = None,
+    require: Annotated[
+        list[str] | None, typer.Option(metavar="NAME@CONTEXT>=X", help="Fail below a ratio, such as speedup@8k>=3.")
+    ] = None,
 ) -> int:
-    """Measure a spec's decode step against dense attention on this machine."""
+    """Measure a spec's decode step against torch's attention on this machine, behind a correctness gate."""
     from vashista_gen.bench.run import main as run
     from vashista_gen.cli.console import output as console
+    from vashista_gen.cli.explain import parse_contexts
 
-    return run(spec, output, console())
+    contexts = parse_contexts(context) if context else None
+    return run(spec, output, console(), contexts=contexts, batch=batch, device=device, require=require or ())
 
 
 @app.command()

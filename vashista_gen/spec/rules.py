@@ -59,7 +59,8 @@ _SENTENCES = {
         "The attention tile of 32 tokens fits the shared memory of every cuda target.",
     ),
     "Short contexts": (
-        "candidates.dense_below needs a number of tokens and is at most pages * page_size: a context that short is routed whole.",
+        "candidates.dense_below needs a number of tokens and is at most pages * page_size: "
+        "a context that short is routed whole.",
     ),
 }
 

@@ -1,0 +1,114 @@
+"""Others that do the same work: torch's SDPA over contiguous KV, and FlashInfer where it is installed.
+
+A peer that cannot run a case, or runs it wrongly, is left out of it with the reason.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+
+from vashista_gen.bench.cases import Case, Inputs
+from vashista_gen.bench.contestants import Contestant
+
+WORKSPACE_BYTES = 256 * 2**20
+
+
+def of_case(package: ModuleType, case: Case) -> tuple[list[Contestant], dict[str, str]]:
+    """(peers, {name of a peer that is left out: why})."""
+    makers = {"sdpa": _sdpa}
+    if case.inputs[0].q.device.type == "cuda":
+        makers |= {"flashinfer": _flashinfer, "flashinfer_pages": _flashinfer_pages}
+    found, skipped = [], {}
+    for name, make in makers.items():
+        try:
+            found.append(make(package, case))
+        except _Skip as reason:
+            skipped[name] = str(reason)
+        except Exception as error:  # whatever a peer raises for a shape that it does not know
+            skipped[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return found, skipped
+
+
+class _Skip(Exception):
+    """Why a peer is left out."""
+
+
+def _scale(package) -> float:
+    return package.SPEC["model"]["sm_scale"] / package.SPEC["attention"]["epsilon"]
+
+
+def _sdpa(package: ModuleType, case: Case) -> Contestant:
+    if package.SPEC["model"]["logits_soft_cap"] is not None:
+        raise _Skip("SDPA has no soft cap of logits")
+    if case.inputs[0].k is None:
+        raise _Skip("a contiguous copy of K and V does not fit beside the paged cache")
+    scale, sdpa = _scale(package), torch.nn.functional.scaled_dot_product_attention
+
+    def run(i: int, x: Inputs) -> torch.Tensor:
+        return sdpa(x.q[:, :, None], x.k, x.v, scale=scale, enable_gqa=True)[:, :, 0]
+
+    return Contestant("sdpa", "torch SDPA, contiguous KV", "dense", run, peer=True)
+
+
+def _flashinfer(package: ModuleType, case: Case) -> Contestant:
+    """Paged dense decode: fa2 on tensor cores, planned once for each set."""
+    model, page_size = package.SPEC["model"], package.SPEC["cache"]["page_size"]
+    heads = (model["num_q_heads"], model["num_kv_heads"])
+    wrappers = []
+    for x in case.inputs:
+        batch, pages = x.block_table.shape
+        indptr = torch.arange(0, batch * pages + 1, pages, dtype=torch.int32)
+        last = torch.full((batch,), (case.context - 1) % page_size + 1, dtype=torch.int32)
+        layout = package.SPEC["cache"]["layout"]
+        wrappers.append(_planned(package, x, layout, indptr, x.block_table.flatten(), last, heads))
+    outs = [torch.full_like(x.q, float("nan")) for x in case.inputs]
+
+    def run(i: int, x: Inputs) -> torch.Tensor:
+        return wrappers[i].run(x.q, (x.k_cache, x.v_cache), out=outs[i])
+
+    return Contestant("flashinfer", "FlashInfer fa2, paged KV", "dense", run, peer=True)
+
+
+def _flashinfer_pages(package: ModuleType, case: Case) -> Contestant:
+    """Attention to the package's selected pages, a list for each KV head: an HND cache seen as pages of one head each."""
+    cache, model = package.SPEC["cache"], package.SPEC["model"]
+    if cache["layout"] != "HND":
+        raise _Skip("page lists of a head need an HND cache; the spec's is NHD")
+    kv_heads, dim, page_size = model["num_kv_heads"], model["head_dim"], cache["page_size"]
+    group, wrappers, views = model["num_q_heads"] // kv_heads, [], []
+    for x in case.inputs:
+        selected = package.select_pages(x.q, x.summaries, x.block_table, x.seq_lens)
+        selected = selected[..., : min(selected.shape[-1], x.block_table.shape[1])].long()
+        batch, _, pages = selected.shape
+        physical = torch.gather(x.block_table.long()[:, None].expand(-1, kv_heads, -1), 2, selected)
+        indices = (physical * kv_heads + torch.arange(kv_heads, device=x.q.device)[:, None]).flatten().int()
+        rows = batch * kv_heads
+        indptr = torch.arange(0, rows * pages + 1, pages, dtype=torch.int32)
+        last = torch.full((rows,), (case.context - 1) % page_size + 1, dtype=torch.int32)  # ascending: the last is last
+        wrappers.append(_planned(package, x, "HND", indptr, indices, last, (group, 1)))
+        views.append(tuple(c.view(-1, 1, page_size, dim) for c in (x.k_cache, x.v_cache)))
+    outs = [torch.full_like(x.q, float("nan")) for x in case.inputs]
+
+    def run(i: int, x: Inputs) -> torch.Tensor:
+        wrappers[i].run(x.q.view(-1, group, dim), views[i], out=outs[i].view(-1, group, dim))
+        return outs[i]
+
+    return Contestant("flashinfer_pages", "FlashInfer, pages given for each head", "pages", run, peer=True)
+
+
+def _planned(package, x, layout, indptr, indices, last_page_len, heads):
+    try:
+        import flashinfer
+    except ImportError as error:
+        raise _Skip("FlashInfer is not installed") from error
+    model = package.SPEC["model"]
+    workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=x.q.device)
+    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, layout, use_tensor_cores=True, backend="fa2")
+    wrapper.plan(
+        indptr.to(x.q.device), indices, last_page_len.to(x.q.device), *heads, model["head_dim"],
+        package.SPEC["cache"]["page_size"], q_data_type=x.q.dtype, kv_data_type=x.k_cache.dtype,
+        logits_soft_cap=model["logits_soft_cap"], sm_scale=model["sm_scale"],
+    )  # fmt: skip
+    return wrapper
