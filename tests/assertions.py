@@ -45,7 +45,7 @@ class Arithmetic:
 
     add     of one addition: u; tensor cores truncate and keep few guard bits: 4 u
     staged  of the attention weights and of summaries when they are cast to the cache's type; 0 where they are not
-    least   smallest error of a weight cast to that type
+    least   half the smallest subnormal of that type, where that is not far below any bound: casts err by so much at least
     out     of the output's type, beyond float32
     """
 
@@ -158,10 +158,12 @@ def softmax_sum(logits, dl, values, tiles, arithmetic) -> Attention:
     moved = torch.minimum(weighted(error, spread), farthest) + loose
     roundings = arithmetic.gamma(2 * (n + 2 * tiles + 8))
     out_error = moved + roundings * (weighted(p, values.abs()) + moved + out.abs())
-    out_error = out_error + arithmetic.out * (out.abs() + out_error)
+    out_error = out_error + arithmetic.out * (out.abs() + out_error) + arithmetic.least
     mass = torch.log(torch.tensor(n + 1.0, dtype=lse.dtype))
     lse_error = lse_error + arithmetic.gamma(n + 2 * tiles + 8) + U * (4 * (mass + 1) + 2 * lse.abs()) + TINY * n
-    return Attention(out, lse, p, out_error, lse_error, error + arithmetic.gamma(2 * (n + 2 * tiles + 8)) * p)
+    # weights are read off as an output, with one-hot values: they are rounded to its type once more
+    error = error + arithmetic.gamma(2 * (n + 2 * tiles + 8)) * p
+    return Attention(out, lse, p, out_error, lse_error, error + arithmetic.out * (p + error) + arithmetic.least)
 
 
 def assert_within(got: torch.Tensor, wanted: torch.Tensor, error: torch.Tensor, what: str) -> None:

@@ -119,7 +119,7 @@ def test_demo_and_bench_pass_their_options_on(monkeypatch: pytest.MonkeyPatch) -
         (
             Path("specs/tiny.yaml"),
             Path("bench-output"),
-            {"contexts": None, "batch": 1, "device": None, "require": ()},
+            {"contexts": None, "batch": 1, "device": None, "require": (), "cold_import": False},
         ),
     ]
 

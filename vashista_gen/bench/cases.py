@@ -1,4 +1,4 @@
-"""The inputs of one case: synthetic keys, values and queries in a paged cache, and the same data contiguous for peers."""
+"""The inputs of one case: synthetic queries, keys and values in a paged cache, and a contiguous copy for peers."""
 
 from __future__ import annotations
 
@@ -65,9 +65,7 @@ def make(
     model = package.SPEC["model"]
     inputs: list[Inputs] = []
     for i in range(sets):
-        q = torch.randn(
-            batch, model["num_q_heads"], model["head_dim"], generator=generator, device=device, dtype=dtype
-        )
+        q = torch.randn(batch, model["num_q_heads"], model["head_dim"], generator=generator, device=device, dtype=dtype)
         if i and device.type == "cpu":
             first = inputs[0]
             inputs.append(Inputs(**{**vars(first), "q": q}))
@@ -98,25 +96,21 @@ def _fill(package, q, context, generator, contiguous) -> Inputs:
     return Inputs(q, *caches, block_table, seq_lens, seq_lens - 1, summaries, *plain)
 
 
-def plan_sets(
-    device: torch.device, cache_bytes: int, step_bytes: int, wanted: int | None = None
-) -> tuple[int, bool]:
-    """(sets of inputs, whether the contiguous copy fits) for a case whose KV takes `cache_bytes`; sets 0: nothing fits.
+def plan_sets(device: torch.device, cache_bytes: int, step_bytes: int) -> tuple[int, bool]:
+    """(sets of inputs, whether the contiguous copy fits) for a case whose cache takes `cache_bytes`; 0: no room.
 
     On a GPU enough sets that a step, which reads `step_bytes`, finds nothing of its last turn in the L2 cache: the
     sets between read at least twice the L2.
     """
     room = int(MEMORY_SHARE * free_memory(device))
-    if device.type == "cpu":
-        wanted, caches = wanted or CPU_QUERIES, 1
-    else:
+    wanted = CPU_QUERIES
+    if device.type == "cuda":
         l2 = torch.cuda.get_device_properties(device).L2_cache_size
-        wanted = wanted or min(MAX_SETS, 1 + -(-2 * l2 // max(1, step_bytes)))
-        caches = wanted
+        wanted = min(MAX_SETS, 1 + -(-2 * l2 // max(1, step_bytes)))
     for contiguous, copies in ((True, 2), (False, 1)):
         held = room // (copies * cache_bytes)
         if held >= 1:
-            return (wanted if caches == 1 else min(wanted, held)), contiguous
+            return (wanted if device.type == "cpu" else min(wanted, held)), contiguous
     return 0, False
 
 

@@ -67,7 +67,7 @@ def exact(q: torch.Tensor, inputs: Inputs, spec: dict, pages: torch.Tensor | Non
 
 def _attention(contestant, package, i, x):
     got = contestant.run(i, x)
-    out, lse = got if isinstance(got, tuple) else (got, None)
+    out, lse = got if isinstance(got, tuple) else (got.view(x.q.shape), None)
     if contestant.kind == "dense":
         return _compare(contestant, out, lse, *exact(x.q, x, package.SPEC))
     pages = package.select_pages(x.q, x.summaries, x.block_table, x.seq_lens)

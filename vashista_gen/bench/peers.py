@@ -5,6 +5,7 @@ A peer that cannot run a case, or runs it wrongly, is left out of it with the re
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 
 import torch
@@ -35,19 +36,17 @@ class _Skip(Exception):
     """Why a peer is left out."""
 
 
-def _scale(package) -> float:
-    return package.SPEC["model"]["sm_scale"] / package.SPEC["attention"]["epsilon"]
-
-
 def _sdpa(package: ModuleType, case: Case) -> Contestant:
     if package.SPEC["model"]["logits_soft_cap"] is not None:
         raise _Skip("SDPA has no soft cap of logits")
     if case.inputs[0].k is None:
         raise _Skip("a contiguous copy of K and V does not fit beside the paged cache")
-    scale, sdpa = _scale(package), torch.nn.functional.scaled_dot_product_attention
+    sdpa, queries = torch.nn.functional.scaled_dot_product_attention, [x.q[:, :, None] for x in case.inputs]
+    spec = package.SPEC
+    scale = spec["model"]["sm_scale"] / spec["attention"]["epsilon"]
 
     def run(i: int, x: Inputs) -> torch.Tensor:
-        return sdpa(x.q[:, :, None], x.k, x.v, scale=scale, enable_gqa=True)[:, :, 0]
+        return sdpa(queries[i], x.k, x.v, scale=scale, enable_gqa=True)
 
     return Contestant("sdpa", "torch SDPA, contiguous KV", "dense", run, peer=True)
 
@@ -72,7 +71,7 @@ def _flashinfer(package: ModuleType, case: Case) -> Contestant:
 
 
 def _flashinfer_pages(package: ModuleType, case: Case) -> Contestant:
-    """Attention to the package's selected pages, a list for each KV head: an HND cache seen as pages of one head each."""
+    """Attention to the pages selected for each KV head: an HND cache is seen as pages of one head each."""
     cache, model = package.SPEC["cache"], package.SPEC["model"]
     if cache["layout"] != "HND":
         raise _Skip("page lists of a head need an HND cache; the spec's is NHD")
@@ -104,11 +103,18 @@ def _planned(package, x, layout, indptr, indices, last_page_len, heads):
     except ImportError as error:
         raise _Skip("FlashInfer is not installed") from error
     model = package.SPEC["model"]
-    workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=x.q.device)
-    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, layout, use_tensor_cores=True, backend="fa2")
+    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+        _workspace(x.q.device), layout, use_tensor_cores=True, backend="fa2"
+    )
     wrapper.plan(
         indptr.to(x.q.device), indices, last_page_len.to(x.q.device), *heads, model["head_dim"],
         package.SPEC["cache"]["page_size"], q_data_type=x.q.dtype, kv_data_type=x.k_cache.dtype,
-        logits_soft_cap=model["logits_soft_cap"], sm_scale=model["sm_scale"],
+        logits_soft_cap=model["logits_soft_cap"], sm_scale=model["sm_scale"] / package.SPEC["attention"]["epsilon"],
     )  # fmt: skip
     return wrapper
+
+
+@functools.cache
+def _workspace(device: torch.device) -> torch.Tensor:
+    """Scratch that all wrappers share: they run one after the other."""
+    return torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device)

@@ -1,109 +1,162 @@
-"""What a benchmark says: a table with ratios first, CSV, JSON and a picture; and whether requirements are met."""
+"""What a run prints and writes: ratios first, then times, then bytes; bench.csv and bench.json."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
+from rich.console import Console
 from rich.table import Table
 
-from vashista_gen.errors import UsageError
+from vashista_gen.bench import require, results
+from vashista_gen.bench.require import short
+from vashista_gen.bench.results import CaseResult, Result
 
-RATIOS = {"speedup": ("sdpa", "sparse"), "dense_speedup": ("sdpa", "dense"), "over_dense": ("dense", "sparse")}
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """NAME@CONTEXT>=X: a ratio of times at a context must reach X."""
-
-    name: str
-    context: int
-    least: float
-
-    @staticmethod
-    def parse(text: str) -> Requirement:
-        """Raises UsageError for anything that is not NAME@CONTEXT>=X."""
-        found = re.fullmatch(r"(\w+)@(\d+)(k|M)?>=(\d+(?:\.\d+)?)", text.replace(" ", ""))
-        if found is None or found[1] not in RATIOS:
-            raise UsageError(
-                f"--require {text!r} is not NAME@CONTEXT>=X",
-                f"write one of {', '.join(RATIOS)}, such as speedup@8k>=3",
-            )
-        return Requirement(found[1], int(found[2]) * {None: 1, "k": 1024, "M": 1024**2}[found[3]], float(found[4]))
-
-    def miss(self, rows: list[dict[str, Any]]) -> str | None:
-        """What is wrong, or None when it is met."""
-        for row in rows:
-            if row["context"] == self.context:
-                value = row.get(self.name)
-                met = value is not None and value >= self.least
-                return None if met else f"{self.name} at {self.context} is {value}, required is {self.least}"
-        return f"{self.name} at {self.context} was not measured; next: add it to --context"
+RATIOS = {
+    "speedup": "sparse\nvs SDPA",
+    "over_dense": "sparse\nvs dense op",
+    "dense_speedup": "dense op\nvs SDPA",
+    "sparse_vs_flashinfer": "sparse vs\nFlashInfer",
+    "attend_vs_flashinfer_pages": "attention vs\nFlashInfer, same pages",
+}
+BUSY = 0.4  # of the CPUs in use before the run
+COLUMNS = ("context", "batch", "contestant", "state", "median_us", "fastest_tenth_us", "rounds", "error", "bytes",
+           "gb_per_s", "floor_us", "speedup_vs_sdpa", "note")  # fmt: skip
 
 
-def row_of(context: int, times: dict[str, dict[str, float]], dense_bytes: int, sparse_bytes: int) -> dict[str, Any]:
-    """One case as a flat row: ratios of medians, medians and fastest tenths in microseconds, bytes, GB/s reached."""
-    row: dict[str, Any] = {"context": context}
-    for name, (slow, fast) in RATIOS.items():
-        if slow in times and fast in times:
-            row[name] = round(times[slow]["median"] / times[fast]["median"], 3)
-    for name, time in times.items():
-        row[f"{name}_us"], row[f"{name}_best_us"] = round(time["median"], 2), round(time["best"], 2)
-    row |= {"dense_bytes": dense_bytes, "sparse_bytes": sparse_bytes}
-    row["dense_gb_s"] = round(dense_bytes / times["dense"]["median"] / 1e3, 1)
-    row["sparse_gb_s"] = round(sparse_bytes / times["sparse"]["median"] / 1e3, 1)
-    return row
+def show(console: Console, result: Result) -> None:
+    """Prints the tables."""
+    _print(console, _ratios(result))
+    line(console, results.break_even(result.cases)[0], "bold")
+    line(console)
+    _print(console, _times(result))
+    _print(console, _bytes(result))
+    if result.bandwidth is not None:
+        line(console, f"Floor: bytes / {result.bandwidth / 1e9:,.0f} GB/s, the card's bandwidth by its data sheet.")
+    for name, reason in {n: r for case in result.cases for n, r in case.skipped.items()}.items():
+        where = [short(case.context) for case in result.cases if case.skipped.get(name) == reason]
+        line(console, f"left out: {name} at {', '.join(where)}: {reason}", "yellow")
+    for case in result.cases:
+        if case.failed:
+            line(console, f"FAILED at {short(case.context)}: {case.failed}", "red")
+    if result.cold_import:
+        cold = result.cold_import
+        line(
+            console,
+            f"Cold import: package and compiled kernels {cold['package_s']:.2f} s "
+            f"beyond torch's {cold['torch_s']:.2f} s, medians of {cold['runs']} fresh interpreters each.",
+        )
 
 
-def table(title: str, rows: list[dict[str, Any]]) -> Table:
-    """The rows for the terminal."""
-    grid = Table(title=title, title_justify="left")
-    columns = ["context", *(r for r in RATIOS if r in rows[0]), "sdpa_us", "dense_us", "sparse_us", "route_us"]
-    columns = [c for c in [*columns, "attend_us", "update_us", "dense_gb_s", "sparse_gb_s"] if c in rows[0]]
+def show_environment(console: Console, found: dict[str, Any]) -> None:
+    """Device, torch, threads and load; a warning where other work disturbs the times."""
+    line(
+        console,
+        f"{found['device']}: {found['processor']}, {found['dtype']}, batch {found['batch']}; torch {found['torch']}, "
+        f"{found['threads']} threads on {found['cpus']} CPUs",
+    )
+    load = found["load_before"]
+    if load is not None and load > BUSY * found["cpus"]:
+        line(console, f"load {load:.1f}: other work runs here, and its share of the CPUs shows in every time", "yellow")
+
+
+def line(console: Console, text: str = "", style: str | None = None) -> None:
+    """A line as it is."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", show_edge=False)
     for column in columns:
-        grid.add_column(column.replace("_us", " us").replace("_gb_s", " GB/s").replace("_", " "), justify="right")
-    for row in rows:
-        grid.add_row(*(f"{row[c]:,}" for c in columns))
-    return grid
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
 
 
-def write(output: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> list[Path]:
-    """bench.json, bench.csv and bench.png in `output`; gives their paths."""
-    output.mkdir(parents=True, exist_ok=True)
-    paths = [output / f"bench.{kind}" for kind in ("json", "csv", "png")]
-    paths[0].write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
-    with paths[1].open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    _picture(paths[2], about, rows)
-    return paths
+def _print(console: Console, table: Table) -> None:
+    console.print(table, crop=False, markup=False, highlight=False)
+    line(console)
 
 
-def _picture(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Log-log time against context, with the time the bytes alone would take where the bandwidth is known."""
-    import matplotlib
+def _state(case: CaseResult) -> str:
+    """What stands in place of a time."""
+    return "FAILED" if case.failed else "-"
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    contexts = [row["context"] for row in rows]
-    figure, axes = pyplot.subplots(figsize=(7.5, 5), layout="constrained")
-    for name, label in (("sdpa", "torch SDPA, contiguous"), ("dense", "dense op, paged"), ("sparse", "sparse op")):
-        if f"{name}_us" in rows[0]:
-            axes.plot(contexts, [row[f"{name}_us"] for row in rows], marker="o", label=label)
-    if about.get("bandwidth_gb_s"):
-        floor = [row["sparse_bytes"] / about["bandwidth_gb_s"] / 1e3 for row in rows]
-        axes.plot(contexts, floor, linestyle=":", color="grey", label=f"sparse bytes at {about['bandwidth_gb_s']} GB/s")
-    axes.set(xscale="log", yscale="log", xlabel="context (tokens)", ylabel="time of one step and layer (us)")
-    axes.set_xticks(contexts, [f"{c // 1024}k" if c % 1024 == 0 else str(c) for c in contexts])
-    axes.minorticks_off()
-    axes.set_title(f"{about['spec']}, batch {about['batch']}, {about['device']}", fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+def _ratios(result: Result) -> Table:
+    shown = [name for name in RATIOS if name in require.RATIOS or any(case.ratios[name] for case in result.cases)]
+    table = _table("How many times faster (medians)", "context", *(RATIOS[name] for name in shown))
+    for case in result.cases:
+        cells = [_state(case) if (x := case.ratios[name]) is None else f"{x:.2f}x" for name in shown]
+        table.add_row(short(case.context), *cells, style="red" if case.failed else None)
+    return table
+
+
+def _times(result: Result) -> Table:
+    labels = {name: label for case in result.timed for name, label in case.labels.items()}
+    title = "Microseconds of one step of one layer: median (fastest tenth)"
+    table = _table(title, "", *(short(case.context) for case in result.cases))
+    table.columns[0].justify = "left"
+    for name, label in labels.items():
+        table.add_row(label, *(_time(case, name) for case in result.cases))
+    return table
+
+
+def _time(case: CaseResult, name: str) -> str:
+    timing = case.times.get(name)
+    return f"{timing.median * 1e6:,.0f} ({timing.fastest_tenth * 1e6:,.0f})" if timing else _state(case)
+
+
+def _bytes(result: Result) -> Table:
+    columns = ["context", "dense\nMB", "sparse\nMB", "share", "dense op\nGB/s", "sparse op\nGB/s"]
+    known = result.bandwidth is not None
+    columns += ["dense floor\nus", "sparse floor\nus", "dense op\nof floor", "sparse op\nof floor"] if known else []
+    table = _table("Bytes read in one step", *columns)
+    for case in result.cases:
+        rates = [case.rate(name) for name in ("dense", "sparse")]
+        cells = [f"{case.dense_bytes / 1e6:,.2f}", f"{case.sparse_bytes / 1e6:,.2f}",
+                 f"{case.sparse_bytes / case.dense_bytes:.1%}"]  # fmt: skip
+        cells += [_state(case) if rate is None else f"{rate / 1e9:,.1f}" for rate in rates]
+        if known:
+            cells += [f"{result.floor(read) * 1e6:,.1f}" for read in (case.dense_bytes, case.sparse_bytes)]
+            cells += [_state(case) if rate is None else f"{rate / result.bandwidth:.0%}" for rate in rates]
+        table.add_row(short(case.context), *cells)
+    return table
+
+
+def write(result: Result, folder: Path) -> list[Path]:
+    """bench.csv, a row for each context and contestant, and bench.json with everything."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table, whole = folder / "bench.csv", folder / "bench.json"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        rows.writeheader()
+        rows.writerows(row for case in result.cases for row in _rows(result, case))
+    record = dataclasses.asdict(result)
+    for stored, case in zip(record["cases"], result.cases, strict=True):
+        stored["ratios"] = case.ratios
+        stored["floor_s"] = {k: result.floor(getattr(case, f"{k}_bytes")) for k in ("dense", "sparse")}
+    record["break_even_context"] = results.break_even(result.cases)[1]
+    whole.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return [table, whole]
+
+
+def _rows(result, case):
+    where = {"context": case.context, "batch": case.batch}
+    if case.failed:
+        yield {**where, "state": "FAILED", "note": case.failed}
+        return
+    for name, timing in case.times.items():
+        read, rate, ratio = case.bytes_of(name), case.rate(name), case.ratio("sdpa", name)
+        floor = None if read is None else result.floor(read)
+        yield {
+            **where, "contestant": name, "state": "ok", "median_us": f"{timing.median * 1e6:.2f}",
+            "fastest_tenth_us": f"{timing.fastest_tenth * 1e6:.2f}", "rounds": timing.rounds,
+            "error": f"{case.errors[name]:.2g}", "bytes": read, "gb_per_s": rate and f"{rate / 1e9:.2f}",
+            "floor_us": floor and f"{floor * 1e6:.2f}", "speedup_vs_sdpa": ratio and f"{ratio:.3f}",
+        }  # fmt: skip
+    for name, reason in case.skipped.items():
+        yield {**where, "contestant": name, "state": "left out", "note": reason}

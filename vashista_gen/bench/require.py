@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from vashista_gen.errors import UsageError
 
-RATIOS = {"speedup": "SDPA time / sparse time", "dense_speedup": "SDPA time / dense op time"}
+RATIOS = {"speedup": "SDPA time / sparse time", "dense_speedup": "SDPA time / dense op time",
+          "over_dense": "dense op time / sparse time"}  # fmt: skip
 _FACTORS = {"": 1, "k": 1024, "m": 1024**2}
 _FORM = "write --require 'speedup@8k>=3', with " + " or ".join(RATIOS)
 
@@ -40,18 +41,12 @@ def requirement(text: str) -> Requirement:
     return Requirement(text.strip(), match[1], tokens(match[2], f"--require {text}", _FORM), float(match[3]))
 
 
-def contexts(text: str) -> tuple[int, ...]:
-    """Contexts out of "1k,8k", ascending, each once. Raises UsageError for a word that is no number of tokens."""
-    option, step = f"--context {text}", "write --context 1024,8k,64k"
-    return tuple(sorted({tokens(word, option, step) for word in text.split(",")}))
-
-
 def tokens(word: str, option: str, step: str) -> int:
     """A number of tokens, at least 1, less than 2^31: k is 1024 and M 1024^2."""
-    match = re.fullmatch(r"([0-9]{1,10})([km]?)", word.strip().lower())
+    match = re.fullmatch(r"([0-9]{1,10})([km]?)", word.lower())
     count = int(match[1]) * _FACTORS[match[2]] if match else 0
     if not 1 <= count < 2**31:
-        raise UsageError(f"{option}: {word.strip() or 'nothing'!r} is not a number of tokens", step)
+        raise UsageError(f"{option}: {word!r} is not a number of tokens", step)
     return count
 
 

@@ -1,107 +1,133 @@
-"""`vashista-gen bench`: a decode step against torch's attention over the same keys, on this machine."""
+"""The order of a benchmark: the package, each case behind its gate, the report, and what was required of it."""
 
 from __future__ import annotations
 
-import importlib
-import platform
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from rich.progress import track
 
-from vashista_gen.bench.case import Case
-from vashista_gen.bench.report import Requirement, row_of, table, write
-from vashista_gen.bench.timing import import_seconds, microseconds
-from vashista_gen.errors import MissingEnvironmentError, UsageError
-from vashista_gen.plan import Plan, cost, make_plan
-from vashista_gen.spec import hardware_of, load
+from vashista_gen.bench import require as asked
+from vashista_gen.plan import cost, make_plan
+from vashista_gen.spec import load
 
-CONTEXTS = {"cpu": (1024, 2048, 4096, 8192, 16384, 32768, 65536), "cuda": (4096, 8192, 16384, 32768, 65536, 131072)}
+DTYPES = {"cpu": "float32"}  # of the C kernels, whatever the spec says
 
 
 def main(
-    spec: Path,
-    output: Path,
-    console: Console,
-    *,
-    contexts: tuple[int, ...] | None = None,
-    batch: int = 1,
-    device: str | None = None,
-    require: Iterable[str] = (),
-) -> int:
-    """Prints a table, writes bench.json, .csv and .png; 1 if a result is wrong or a requirement is missed.
+    spec: Path, output: Path, console: Console, *, contexts: Sequence[int] | None = None, batch: int = 1,
+    device: str | None = None, require: Sequence[str] = (), cold_import: bool = False,
+) -> int:  # fmt: skip
+    """Measures the spec's generated package on this machine; prints tables, writes bench.csv, .json and .png.
 
-    Raises UsageError for a package that is not generated or a bad requirement, MissingEnvironmentError without the device.
+    Returns 0, or 1 where a result is wrong (it then has no time) or a required ratio is missed. Raises UsageError for
+    a bad requirement or device and a package that is not generated, DriftError for one made from another spec,
+    MissingEnvironmentError where the device or a compiler is missing.
     """
-    requirements = [Requirement.parse(text) for text in require]
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise MissingEnvironmentError("torch sees no CUDA device", "vashista-gen bench SPEC --device cpu")
-    plan = make_plan(load(spec))
-    measured = _in_float32(plan) if place.type == "cpu" else plan
-    module = f"vashista_gen.generated.{plan.spec.name}"
-    try:
-        package = importlib.import_module(module)
-    except ImportError as error:
-        raise UsageError(f"{module} is not there ({error})", f"vashista-gen generate {spec}") from error
-    rows: list[dict[str, Any]] = []
-    wrong: list[str] = []
-    for context in track(contexts or CONTEXTS[place.type], "measuring", console=console, transient=True):
-        case = Case(package, context, batch, place)
-        errors = {name: e for name, e in case.errors().items() if not e <= case.tolerance()}
-        if errors:
-            wrong.append(f"context {context}: error {errors} over {case.tolerance():.1e}: no times")
-            continue
-        with torch.inference_mode():
-            times = microseconds(case.contestants(), place)
-        sizes = (cost.dense_bytes(measured, context).total, cost.sparse_bytes(measured, context).total)
-        rows.append(row_of(context, times, *(size * batch for size in sizes)))
-    about = _about(plan, place, batch)
-    if rows:
-        console.print(table(f"{about['spec']}, batch {batch}, {about['device']}", rows))
-        for path in write(output, about, rows):
-            console.print(f"wrote {path}")
-        faster = [row["context"] for row in rows if row.get("speedup", 0) > 1]
-        if faster:
-            console.print(f"faster than torch SDPA from {min(faster):,} tokens on, of those measured")
-    if place.type == "cpu":
-        beyond, alone = import_seconds(module)
-        console.print(f"import with kernels loaded: {beyond:.2f} s beyond torch's {alone:.2f} s")
-    missed = [text for text in (one.miss(rows) for one in requirements) if text]
-    for text in [*wrong, *missed]:
-        console.print(f"FAILED {text}")
-    return 1 if wrong or missed else 0
+    requirements = [asked.requirement(text) for text in require]
+    loaded = load(spec)
+    import torch
+
+    from vashista_gen.bench import cases, cold, machine, report, results
+
+    where = machine.device(loaded, device)
+    dtype = DTYPES.get(where.type, loaded.model.dtype)
+    package = machine.package(loaded, spec)
+    report.line(console, f"{loaded.name}: loading the kernels, compiled the first time ...")
+    library = machine.kernels(package, where)
+    plan = results.as_stored(make_plan(loaded), dtype)
+    environment = machine.environment(where, dtype, batch)
+    report.show_environment(console, environment)
+    # what is required is measured even where --context does not name it
+    wanted = {*(contexts or cases.CONTEXTS[where.type]), *(one.context for one in requirements)}
+    found = []
+    with torch.inference_mode(), _progress(console, len(wanted)) as step:
+        for context in sorted(wanted):
+            step(f"{asked.short(context)} tokens")
+            found.append(_case(package, plan, context, batch, where, getattr(torch, dtype), console))
+    environment["load_after"] = machine.load_average()
+    result = results.Result(loaded.name, environment, machine.bandwidth(where, library), found)
+    if cold_import:
+        with _progress(console, 2 * cold.RUNS) as step:
+            step("cold import")
+            result.cold_import = cold.measure(package, where.type, where.index, lambda: step("cold import"))
+    report.line(console)
+    report.show(console, result)
+    _save(result, output, console)
+    misses = _required(console, requirements, result)
+    return 1 if misses or any(case.failed for case in found) else 0
 
 
-def _in_float32(plan: Plan) -> Plan:
-    """The plan as the C target runs it, for its byte counts."""
-    model, cache = replace(plan.spec.model, dtype="float32"), replace(plan.spec.cache, kv_dtype="float32")
-    return make_plan(replace(plan.spec, model=model, cache=cache))
+def _case(package, plan, context, batch, device, dtype, console) -> Any:
+    """One case: its inputs, the gate, and the times only if the package passed it."""
+    from vashista_gen.bench import cases, contestants, gate, peers, report, results, timing
+
+    dense, sparse = (batch * f(plan, context).total for f in (cost.dense_bytes, cost.sparse_bytes))
+    result = results.CaseResult(context, batch, dense, sparse)
+    held = dense + batch * cost.pages_of(plan, context) * cost.summary_bytes_per_page(plan)
+    result.sets, contiguous = cases.plan_sets(device, held, sparse)
+    if not result.sets:
+        result.skipped["all"] = f"{held / 2**30:,.1f} GiB of cache do not fit into the free memory"
+        return result
+    case = cases.make(package, context, batch, device, dtype, result.sets, contiguous)
+    others, result.skipped = peers.of_case(package, case)
+    passed = []
+    for one in [*others, *contestants.of_package(package, case)]:
+        try:
+            result.errors[one.name] = gate.check(one, package, case)
+        except gate.WrongResult as wrong:
+            if not one.peer:
+                result.failed = str(wrong)
+                break
+            result.skipped[one.name] = f"wrong result: {wrong}"
+        except Exception as error:
+            if not one.peer:
+                raise
+            result.skipped[one.name] = f"{type(error).__name__}: {error}"
+        else:
+            passed.append(one)
+            result.labels[one.name] = one.label
+    if result.failed:
+        report.line(console, f"gate {asked.short(context):>5}  FAILED  {result.failed}; no times", "red")
+        return result
+    errors = ", ".join(f"{name} {error:.0e}" if error else f"{name} 0" for name, error in result.errors.items())
+    report.line(console, f"gate {asked.short(context):>5}  ok, error (allowed {gate.tolerance(dtype):.0e}): {errors}")
+    result.times = timing.measure(passed, case)
+    return result
 
 
-def _about(plan: Plan, place: torch.device, batch: int) -> dict[str, Any]:
-    about: dict[str, Any] = {"spec": plan.spec.name, "batch": batch, "torch": torch.__version__}
-    if place.type == "cpu":
-        threads = torch.get_num_threads()
-        return about | {"device": f"{_processor()}, {threads} threads, float32, torch {torch.__version__}"}
-    major, minor = torch.cuda.get_device_capability(place)
-    try:
-        card = hardware_of(f"cuda-sm_{major}{minor}").card
-        about["bandwidth_gb_s"] = round((card.measured_bandwidth or card.bandwidth) / 1e9)
-    except UsageError:
-        pass  # a card the hardware files do not know: no floor is drawn
-    return about | {
-        "device": f"{torch.cuda.get_device_name(place)}, {plan.spec.model.dtype}, torch {torch.__version__}"
-    }
+@contextmanager
+def _progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal; call what it gives at the start of each step."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task, begun = bar.add_task("", total=total), iter(range(total + 1))
+        yield lambda name: bar.update(task, description=name, completed=next(begun, total))
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
+def _save(result: Any, output: Path, console: Console) -> None:
+    from vashista_gen.bench import picture, report
+
+    written = report.write(result, output)
+    if result.timed:
+        written.append(output / "bench.png")
+        picture.draw(result, written[-1])
+    report.line(console, f"wrote {', '.join(str(path) for path in written)}")
+
+
+def _required(console: Console, requirements: Sequence[asked.Requirement], result: Any) -> bool:
+    """Says of each requirement whether it is met; True when one is missed."""
+    from vashista_gen.bench.report import line
+
+    ratios = {case.context: case.ratios for case in result.cases}
+    missed = False
+    for one in requirements:
+        miss = one.miss(ratios)
+        missed |= miss is not None
+        text = f"MISSED  {miss}" if miss else f"met     {one.text}: {ratios[one.context][one.name]:.3f}"
+        line(console, text, "red" if miss else "green")
+    return missed

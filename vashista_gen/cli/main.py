@@ -119,6 +119,9 @@ def bench(
     require: Annotated[
         list[str] | None, typer.Option(metavar="NAME@CONTEXT>=X", help="Fail below a ratio, such as speedup@8k>=3.")
     ] = None,
+    cold_import: Annotated[
+        bool, typer.Option("--cold-import", help="Also time the package's import in fresh interpreters.")
+    ] = False,
 ) -> int:
     """Measure a spec's decode step against torch's attention on this machine, behind a correctness gate."""
     from vashista_gen.bench.run import main as run
@@ -126,7 +129,10 @@ def bench(
     from vashista_gen.cli.explain import parse_contexts
 
     contexts = parse_contexts(context) if context else None
-    return run(spec, output, console(), contexts=contexts, batch=batch, device=device, require=require or ())
+    return run(
+        spec, output, console(), contexts=contexts, batch=batch, device=device, require=require or (),
+        cold_import=cold_import,
+    )  # fmt: skip
 
 
 @app.command()

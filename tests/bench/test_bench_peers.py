@@ -1,0 +1,73 @@
+"""What FlashInfer is given, held against a stand-in that reads page lists as FlashInfer does."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from vashista_gen.bench import cases, gate, peers
+
+
+class Wrapper:
+    """Dense attention over the planned page lists, one row a sequence; HND or NHD pages."""
+
+    def __init__(self, workspace, layout, *, use_tensor_cores, backend):
+        assert use_tensor_cores and backend == "fa2"
+        self.layout = layout
+
+    def plan(self, indptr, indices, last_page_len, num_qo_heads, num_kv_heads, head_dim, page_size, **more):
+        assert indptr.dtype == indices.dtype == last_page_len.dtype == torch.int32
+        self.lists = [indices[a:b].long() for a, b in zip(indptr, indptr[1:], strict=False)]
+        self.last, self.scale, self.page_size = last_page_len, more["sm_scale"], page_size
+        self.heads = (num_qo_heads, num_kv_heads)
+
+    def run(self, q, caches, *, out):
+        for row, pages in enumerate(self.lists):
+            k, v = (c[pages].transpose(1, 2) if self.layout == "HND" else c[pages] for c in caches)
+            length = (len(pages) - 1) * self.page_size + int(self.last[row])
+            k, v = (x.flatten(0, 1)[:length].transpose(0, 1) for x in (k, v))  # [kv heads, tokens, d]
+            k, v = (x.repeat_interleave(self.heads[0] // self.heads[1], 0) for x in (k, v))
+            out[row] = (torch.softmax(self.scale * q[row, :, None] @ k.mT, -1) @ v)[:, 0]
+        return out
+
+
+@pytest.fixture
+def flashinfer(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flashinfer", SimpleNamespace(BatchDecodeWithPagedKVCacheWrapper=Wrapper))
+
+
+def _package(tiny, layout):
+    """The tiny package over another layout: enough of it for a peer, which attends to given pages."""
+    spec = {**tiny.SPEC, "cache": {**tiny.SPEC["cache"], "layout": layout}}
+    last = lambda lens: int(lens[0] - 1) // 16
+
+    def select(q, summaries, table, lens):
+        pages = [[0, 2, 3, last(lens)], [0, 1, 4, last(lens)]] if last(lens) > 4 else [[0, 1, 2, -1]] * 2
+        return torch.tensor([pages] * len(q), dtype=torch.int32)
+
+    return SimpleNamespace(SPEC=spec, summarize_pages=lambda *args: (), select_pages=select)
+
+
+@pytest.mark.parametrize("context", [40, 100])
+@pytest.mark.parametrize(
+    ("make", "layout"),
+    [(peers._flashinfer, "NHD"), (peers._flashinfer, "HND"), (peers._flashinfer_pages, "HND")],
+)
+def test_page_lists(flashinfer, tiny, make, layout, context):
+    package = _package(tiny, layout)
+    case = cases.make(package, context, 3, torch.device("cpu"), torch.float32, 2, True)
+    assert gate.check(make(package, case), package, case) < 1e-5
+
+
+def test_left_out_with_a_reason(tiny, case, monkeypatch):
+    with pytest.raises(peers._Skip, match="NHD"):
+        peers._flashinfer_pages(tiny, case)
+    monkeypatch.setitem(sys.modules, "flashinfer", None)
+    with pytest.raises(peers._Skip, match="not installed"):
+        peers._flashinfer(tiny, case)
+    monkeypatch.setitem(tiny.SPEC["model"], "logits_soft_cap", 30.0)
+    found, skipped = peers.of_case(tiny, case)
+    assert not found and "soft cap" in skipped["sdpa"]
