@@ -18,6 +18,7 @@ from vashista_gen.bench.results import CaseResult, Result
 
 RATIOS = {
     "speedup": "sparse\nvs SDPA",
+    "speedup_of_fastest_tenths": "the same,\nfastest tenths",
     "over_dense": "sparse\nvs dense op",
     "dense_speedup": "dense op\nvs SDPA",
     "sparse_vs_flashinfer": "sparse vs\nFlashInfer",
