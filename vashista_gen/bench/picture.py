@@ -50,7 +50,8 @@ def draw(result: Result, path: Path) -> None:
     _labels(axes, ends, contexts[-1])
     environment = result.environment
     where = f"{environment['processor']}, {environment['dtype']}, batch {environment['batch']}"
-    threads = f", {environment['threads']} threads" if environment["device"] == "cpu" else ""
+    count = environment["threads"]
+    threads = f", {count} thread{'s' * (count > 1)}" if environment["device"] == "cpu" else ""
     axes.set_title(f"{result.name}: a decode step against context", fontsize=13, color=INK, loc="left", pad=26)
     text = f"{where}, torch {environment['torch']}{threads}; synthetic keys"
     axes.text(0, 1.025, text, transform=axes.transAxes, fontsize=9.5, color=SOFT)
