@@ -23,6 +23,12 @@ FAMILIES = (
     "lse_zero",  # every logit is -log n, so lse is 0 but for rounding
     "lse_low",  # every logit is -1e4
 )
+SKETCH_FAMILIES = (
+    *FAMILIES,
+    "tiny",  # norms of about 1e-25
+    "spread",  # norms from 1e-25 to 1e15
+    "common_value",  # values that differ little from one that is 1000 times as long
+)
 
 
 def examples(count: int) -> settings:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from assertions import U
 
-from .properties import arithmetic_of, wide
-from .subject import make_step
+from .subject import CONSTANTS, arithmetic_of, make_step, wide
 
 
 def exact_rows(subject, keys):
@@ -57,11 +56,33 @@ def check_summaries(subject, case):
     """The kernel's summaries, and the reference's in float64, are what the spec says of every page in use."""
     step = make_step(subject, case)
     unit = 0.0 if arithmetic_of(subject).staged == 0 else torch.finfo(subject.dtype).eps / 2
+    step.calibration = subject.calibration(torch.Generator().manual_seed(case.seed))
     summaries = step.summarize()
-    assert_summaries(subject, summaries, step, max(unit, U))
     bulk = subject.package.reference.summarize_pages(
-        step.k_cache.cpu().double(), step.block_table.cpu(), step.seq_lens.cpu()
-    )
-    assert_summaries(subject, bulk, step, U)
+        step.k_cache.cpu().double(), step.block_table.cpu(), step.seq_lens.cpu(),
+        v_cache=step.v_cache.cpu().double(), calibration=step.calibration,
+    )  # fmt: skip
+    if subject.spec["routing"]["summary"] != "sketch":
+        assert_summaries(subject, summaries, step, max(unit, U))
+        assert_summaries(subject, bulk, step, U)
+    if subject.certificate != "none":
+        assert_radii(subject, summaries, step)
+        assert_radii(subject, bulk, step)
+    for name in set(CONSTANTS) & set(bulk._fields):
+        assert torch.equal(getattr(bulk, name).float(), getattr(summaries, name).cpu()), name
     assert type(bulk)._fields == type(summaries)._fields
     assert [x.shape for x in bulk] == [x.shape for x in summaries]
+
+
+def assert_radii(subject, summaries, step):
+    """Values' distance from their centre and keys' length, the largest of each page: never less, and little more."""
+    for b, (keys, values) in enumerate(zip(step.keys, step.values, strict=True)):
+        if not len(keys):
+            continue
+        radii = summaries.radii.cpu().double()[step.pages()[b]]
+        away = values - summaries.value_center.cpu().double()
+        for side, x in enumerate((away, keys)):
+            wanted = torch.stack([part.norm(dim=-1).amax(0) for part in x.split(subject.page_size)])
+            slack = 16 * (subject.head_dim + 16) * U
+            assert (radii[..., side] >= wanted * (1 - 2.0**-40)).all(), "a radius is too small"
+            assert (radii[..., side] <= wanted * (1 + slack) + 2.0**-120).all(), "a radius is far too large"

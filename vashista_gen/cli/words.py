@@ -32,7 +32,6 @@ KERNELS = {
     "certify": Kernel("step", "the omitted mass, out, lse, radii", "the certificate"),
     "attend_failed": Kernel("failed", "q, K and V of every token of rows not certified", "out and lse of each split"),
     "merge_failed": Kernel("failed", "out and lse of the splits", "out and lse of rows not certified"),
-    "settle": Kernel("failed", "", "their certificate: nothing is left out"),
     "attend_pages": Kernel("step", "q, K and V of the selected pages, block_table", "out and lse of each split"),
     "attend_dense": Kernel("dense", "q, K and V of every token, block_table", "out and lse of each split"),
     "merge_splits": Kernel("step", "out and lse of the splits", "out and lse"),

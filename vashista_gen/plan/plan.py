@@ -106,7 +106,7 @@ class Plan:
             *("score_pages", "select_pages", "order_pages"),
             *(("score_tokens", "choose_tokens", "attend_tokens") if self.token_list else ("attend_pages",)),
             *((bound, "certify") if self.certified else ()),
-            *(("attend_failed", "merge_failed", "settle") if self.retries else ()),
+            *(("attend_failed", "merge_failed") if self.retries else ()),
             *("attend_dense", "merge_splits", "merge_states"),
         )
 
