@@ -40,8 +40,8 @@ def cache(draw, package, pages):
 def calls(draw, package):
     """Every op once, on one drawing of tensors."""
     spec = package.SPEC
-    batch, width, pages = draw.choice((0, 1, 3)), draw.choice((0, 1, 3, 5, 9, 40)), draw.choice((0, 1, 2, 12))
-    other = draw.choice((pages, pages, pages, max(0, pages - 1), pages + 3))  # pages of V, or of the summaries
+    batch, width, pages = draw.choice((0, 1, 3, 3)), draw.choice((0, 1, 3, 5, 9, 40)), draw.choice((0, 1, 2, 2, 12))
+    other = draw.choice((pages, pages, pages, max(0, pages - 1), max(0, pages - 1), pages + 3))  # pages of V, or of the summaries
     page_size, routed = spec["cache"]["page_size"], spec["routing"]["pages"]
     q = torch.randn(batch, spec["model"]["num_q_heads"], spec["model"]["head_dim"])
     k_cache, v_cache = cache(draw, package, pages), cache(draw, package, other)

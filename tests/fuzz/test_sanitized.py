@@ -1,0 +1,81 @@
+"""The C kernels never read or write out of bounds, whatever block tables, lengths and page lists hold: AddressSanitizer
+watches while hostile.py calls every op with metadata that no check has seen."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rendered import write_package
+
+TESTS = Path(__file__).resolve().parents[1]
+# sub-pages in 4 bits, every token kept; box, heads apart, token budget; sub-pages, token budget of the group
+SPECS = {
+    "tiny": TESTS.parent / "specs" / "tiny.yaml",
+    "hnd_box8": TESTS / "golden" / "hnd_box8.yaml",
+    "hd32_subpage2": TESTS / "shapes" / "hd32_subpage2.yaml",
+}
+FLAGS = "-fsanitize=address -g -O1"
+BUILD = "import sys; sys.path.insert(0, sys.argv[1]); import importlib; lib = importlib.import_module(sys.argv[2] + '.library')\n"
+BUILD += "from pathlib import Path; lib.build('c', Path(sys.argv[3]) / sys.argv[2] / 'c')"
+CALLS = "1000"
+
+
+def sanitizer() -> str | None:
+    """Path of gcc's libasan.so, None where gcc or the library is not there."""
+    gcc = shutil.which("gcc")
+    if not gcc:
+        return None
+    found = subprocess.run([gcc, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    return found if os.path.isabs(found) else None
+
+
+LIBASAN = sanitizer()
+pytestmark = [
+    pytest.mark.skipif(LIBASAN is None, reason="needs gcc with libasan"),
+    pytest.mark.xdist_group("sanitized"),
+]
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """(package, *words) -> the finished process of hostile.py on a package whose library the sanitizer watches."""
+    folder = tmp_path_factory.mktemp("sanitized")
+    flags = {**os.environ, "CC": "gcc", "VASHISTA_GEN_CFLAGS": FLAGS, "OMP_NUM_THREADS": "1"}
+    preloaded = {
+        **flags,
+        "VASHISTA_GEN_LIBRARIES": str(folder / "libraries"),
+        "LD_PRELOAD": LIBASAN,
+        "ASAN_OPTIONS": "detect_leaks=0:exitcode=99",
+    }
+
+    @functools.cache
+    def built(case):
+        name = write_package(folder, SPECS[case].read_text(encoding="utf-8"))
+        build = [sys.executable, "-c", BUILD, str(folder), name, str(folder / "libraries")]
+        subprocess.run(build, env=flags, check=True)
+        return name
+
+    def run(case, *words):
+        command = [sys.executable, str(TESTS / "fuzz" / "hostile.py"), str(folder), built(case), *words]
+        return subprocess.run(command, env=preloaded, capture_output=True, text=True)
+
+    return run
+
+
+def test_the_sanitizer_watches(watched):
+    done = watched("tiny", "canary")
+    assert done.returncode == 99, done.stderr[-3000:]
+    assert "heap-buffer-overflow" in done.stderr and "summarize_kernel" in done.stderr
+
+
+@pytest.mark.parametrize("case", SPECS)
+def test_hostile_metadata(watched, case):
+    done = watched(case, "0", CALLS)
+    assert done.returncode == 0, done.stderr[:3000]
+    assert f" outlived {CALLS} calls" in done.stdout
