@@ -1,4 +1,4 @@
-"""A program: calls every op of a package with metadata no one should send, unchecked, and prints how many calls it outlived.
+"""A program: calls every op of a package with metadata no one should send and prints how many it outlived.
 
     python hostile.py FOLDER PACKAGE SEED CALLS | python hostile.py FOLDER PACKAGE canary
 
@@ -20,7 +20,11 @@ ENTRIES = (INT_MIN, INT_MIN + 1, -(2**20), -17, -1, 0, 1, 15, 16, 17, 2**20, INT
 
 def ints(draw, *shape, near):
     """int32 of a shape: a third ordinary (0 to near), a third around `near`, the rest from ENTRIES."""
-    kinds = (lambda: draw.randint(0, max(0, near - 1)), lambda: near + draw.randint(-2, 2), lambda: draw.choice(ENTRIES))
+    kinds = (
+        lambda: draw.randint(0, max(0, near - 1)),
+        lambda: near + draw.randint(-2, 2),
+        lambda: draw.choice(ENTRIES),
+    )
     count = torch.Size(shape).numel()
     values = [min(max(draw.choice(kinds)(), INT_MIN), INT_MAX) for _ in range(count)]
     return torch.tensor(values, dtype=torch.int32).reshape(shape)
@@ -41,7 +45,9 @@ def calls(draw, package):
     """Every op once, on one drawing of tensors."""
     spec = package.SPEC
     batch, width, pages = draw.choice((0, 1, 3, 3)), draw.choice((0, 1, 3, 5, 9, 40)), draw.choice((0, 1, 2, 2, 12))
-    other = draw.choice((pages, pages, pages, max(0, pages - 1), max(0, pages - 1), pages + 3))  # pages of V, or of the summaries
+    other = draw.choice(
+        (pages, pages, pages, max(0, pages - 1), max(0, pages - 1), pages + 3)
+    )  # pages of V, or of the summaries
     page_size, routed = spec["cache"]["page_size"], spec["routing"]["pages"]
     q = torch.randn(batch, spec["model"]["num_q_heads"], spec["model"]["head_dim"])
     k_cache, v_cache = cache(draw, package, pages), cache(draw, package, other)

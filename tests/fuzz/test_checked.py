@@ -59,7 +59,10 @@ def agrees(call, wrong, unchecked):
             found = call()
         assert all(map(torch.equal, found, unchecked()))
         return
-    with pytest.raises(ValueError, match=rf"^tiny: {wrong}\[\d.*\] is -?\d+, it must be .*; next: mend ") as caught, tiny.checked():
+    with (
+        pytest.raises(ValueError, match=rf"^tiny: {wrong}\[\d.*\] is -?\d+, it must be .*; next: mend ") as caught,
+        tiny.checked(),
+    ):
         call()
     assert re.search(r"[1-9]\d* such entries", str(caught.value))
 

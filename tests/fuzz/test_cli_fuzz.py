@@ -1,4 +1,4 @@
-"""Whatever a spec file or the command line holds, a command ends with one of its exit codes, a message and a next step."""
+"""Whatever a spec or a command line holds, a command ends with one of its exit codes, a message and a next step."""
 
 from __future__ import annotations
 
@@ -16,8 +16,37 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = (ROOT / "specs" / "tiny.yaml").read_bytes()
 KNOWN = {command.name or command.callback.__name__ for command in app.registered_commands}
 READING = sorted(KNOWN & {"check", "explain"})
-PIECES = [b"\x00", b"\xff", b"{", b"}", b":", b"\n", b"\t", b"- ", b"-1", b"0", b"99999999999", b"null", b"[]", b"&a *a", b"all"]
-PIECES += [b"16", b"mean", b"box", b"HND", b"NHD", b"bfloat16", b"4", b"1e308", b".nan", b"'", b'"', b"!!python/object:os.system x"]
+PIECES = [
+    b"\x00",
+    b"\xff",
+    b"{",
+    b"}",
+    b":",
+    b"\n",
+    b"\t",
+    b"- ",
+    b"-1",
+    b"0",
+    b"99999999999",
+    b"null",
+    b"[]",
+    b"&a *a",
+    b"all",
+]
+PIECES += [
+    b"16",
+    b"mean",
+    b"box",
+    b"HND",
+    b"NHD",
+    b"bfloat16",
+    b"4",
+    b"1e308",
+    b".nan",
+    b"'",
+    b'"',
+    b"!!python/object:os.system x",
+]
 NUMBERS = [b"-1", b"0", b"1", b"2", b"3", b"7", b"16", b"48", b"64", b"4096", b"2147483648", b"1e9"]
 fuzz = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
@@ -42,7 +71,7 @@ def ends_well(*words):
 
 @st.composite
 def edited(draw):
-    """The tiny spec after one to three edits of its bytes: a piece put in, put in place of some, or a number changed."""
+    """The tiny spec after one to three edits of its bytes: a piece put in or in place of some, a number changed."""
     data = TINY
     for _ in range(draw(st.integers(1, 3))):
         if draw(st.booleans()):
@@ -82,8 +111,38 @@ def test_generate(here, data):
         compile(path.read_text(encoding="utf-8"), path, "exec")
 
 
-WORDS = ["--out", "--check", "--diff", "--force", "--context", "--batch", "--target", "--help", "-h", "--", "-x", "", " ", "."]
-WORDS += ["..", "/dev/null", "tiny.yaml", "missing.yaml", "a" * 300, "\x00", "\udc80", "é.yaml", "-1", "0", "8k", "1M", "c", "out"]
+WORDS = [
+    "--out",
+    "--check",
+    "--diff",
+    "--force",
+    "--context",
+    "--batch",
+    "--target",
+    "--help",
+    "-h",
+    "--",
+    "-x",
+    "",
+    " ",
+    ".",
+]
+WORDS += [
+    "..",
+    "/dev/null",
+    "tiny.yaml",
+    "missing.yaml",
+    "a" * 300,
+    "\x00",
+    "\udc80",
+    "é.yaml",
+    "-1",
+    "0",
+    "8k",
+    "1M",
+    "c",
+    "out",
+]
 
 
 @settings(fuzz, max_examples=50)

@@ -14,15 +14,19 @@ import pytest
 from rendered import write_package
 
 TESTS = Path(__file__).resolve().parents[1]
-# sub-pages in 4 bits, every token kept; box, heads apart, token budget; sub-pages, token budget of the group
+# NHD, sub-pages in 4 bits, every token kept; HND, box in 8 bits, a token budget for each head, soft cap
 SPECS = {
     "tiny": TESTS.parent / "specs" / "tiny.yaml",
     "hnd_box8": TESTS / "golden" / "hnd_box8.yaml",
-    "hd32_subpage2": TESTS / "shapes" / "hd32_subpage2.yaml",
 }
 FLAGS = "-fsanitize=address -g -O1"
-BUILD = "import sys; sys.path.insert(0, sys.argv[1]); import importlib; lib = importlib.import_module(sys.argv[2] + '.library')\n"
-BUILD += "from pathlib import Path; lib.build('c', Path(sys.argv[3]) / sys.argv[2] / 'c')"
+BUILD = """
+import importlib, sys
+from pathlib import Path
+folder, name, libraries = sys.argv[1:]
+sys.path.insert(0, folder)
+importlib.import_module(name + ".library").build("c", Path(libraries) / name / "c")
+"""
 CALLS = "1000"
 
 

@@ -1,4 +1,4 @@
-"""A compiled library that cannot be loaded: the message says why and what to do, and the CPU computes by the reference."""
+"""A compiled library that cannot be loaded: the message says what to do, and the reference computes on the CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import torch
 from rendered import import_package
 
 TINY = (Path(__file__).resolve().parents[2] / "specs" / "tiny.yaml").read_text(encoding="utf-8")
-WITHOUT_OPENMP = "void GOMP_of_no_library(void);\nint merge_states_kernel_launch(void) { GOMP_of_no_library(); return 0; }\n"
+WITHOUT_OPENMP = (
+    "void GOMP_of_no_library(void);\nint merge_states_kernel_launch(void) { GOMP_of_no_library(); return 0; }\n"
+)
 
 
 @pytest.fixture
@@ -33,7 +35,9 @@ def install(package, content):
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 def test_no_openmp_runtime(package, tmp_path):
     (tmp_path / "x.c").write_text(WITHOUT_OPENMP)
-    compile = lambda path: subprocess.run(["gcc", "-shared", "-fPIC", str(tmp_path / "x.c"), "-o", str(path)], check=True)
+    compile = lambda path: subprocess.run(
+        ["gcc", "-shared", "-fPIC", str(tmp_path / "x.c"), "-o", str(path)], check=True
+    )
     install(package, compile)
     with pytest.raises(package.library.LibraryError, match="kernels.so cannot be loaded .*GOMP_") as caught:
         package.library.load("cpu")
@@ -47,5 +51,7 @@ def test_no_openmp_runtime(package, tmp_path):
 
 def test_not_a_library(package):
     install(package, lambda path: path.write_bytes(b"not a library"))
-    with pytest.raises(package.library.LibraryError, match="cannot be loaded .*; next: remove .*/lib/c, and it is compiled"):
+    with pytest.raises(
+        package.library.LibraryError, match="cannot be loaded .*; next: remove .*/lib/c, and it is compiled"
+    ):
         package.library.load("cpu")

@@ -1,4 +1,4 @@
-"""The FlashInfer-shaped wrapper against the formulas in float64: page lists, layouts, base-2 lse, summaries, fixed buffers."""
+"""The FlashInfer-shaped wrapper against float64 formulas: page lists, layouts, base-2 lse, summaries, fixed buffers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Requests:
         return torch.randn(len(self.pages), HEADS * GROUP, DIM, generator=self.draw)
 
     def attention(self, q, selected=None):
-        """(out, lse in base 2) in float64 over the tokens of the selected logical pages [batch, kv heads, P], or all."""
+        """(out, lse in base 2) in float64 over the selected logical pages [batch, kv heads, P], or all."""
         out = torch.zeros(q.shape, dtype=torch.float64)
         lse2 = torch.full(q.shape[:2], float("-inf"), dtype=torch.float64)
         for b, n in enumerate(self.lengths):
@@ -188,8 +188,8 @@ def test_fixed_buffers():
     wrapper.update(requests.cache, torch.tensor([30, 1], dtype=torch.int32))
     assert wrapper._planned()[0] is table and wrapper._planned()[1] is lens and lens.tolist() == [130, 21]
     check(wrapper, requests, tiny)
-    for buffer, given in zip(buffers, requests.lists(), strict=True):
-        assert torch.equal(buffer[: len(given)], given)
+    for buffer, x in zip(buffers, requests.lists(), strict=True):
+        assert torch.equal(buffer[: len(x)], x)
     with pytest.raises(UsageError, match="batch of a wrapper for a CUDA graph is 3"):
         wrapper.plan(*Requests([1, 2, 3]).lists(), *SIZES)
     with pytest.raises(UsageError, match="sequence 1 has 13 pages, the table holds 12\n.*max_pages=13"):
@@ -207,7 +207,7 @@ def test_wrappers_share_summaries():
     assert torch.equal(first.run(q, requests.cache), second.run(q, requests.cache.unbind(1)))
     assert len(store) == 1
     store.forget(requests.cache[:, 0])
-    with pytest.raises(UsageError, match="no page summaries for the cache of .*\n.*call summarize"):
+    with pytest.raises(UsageError, match="no page summaries for the cache .*\n.*call summarize"):
         second.run(q, requests.cache)
 
 

@@ -34,7 +34,7 @@ class SummaryStore:
         held = self._held.get(_key(k_cache))
         if held is None:
             raise UsageError(
-                f"no page summaries for the cache of {list(k_cache.shape)} at {k_cache.data_ptr():#x} ({len(self)} others)",
+                f"no page summaries for the cache {list(k_cache.shape)} at {k_cache.data_ptr():#x}; {len(self)} others",
                 "call summarize once after the prefill, and update after each append, on this same cache",
             )
         return held[1]

@@ -23,10 +23,11 @@ class ContextParallelDecoder:
         summaries = package.summarize_pages(k_cache, block_table, lens)
         out, lse = decoder.decode(q, k_cache, v_cache, block_table, seq_lens, summaries)
 
-    Each rank has caches, block table and summaries of its own pages; q and seq_lens, tokens on all ranks, are the same on
-    every rank, and so are the results: those of one process that holds all pages, up to the rounding of the merge
-    (theory (L); on a GPU the parts are rounded to q's dtype first). The pages selected are the same, but for weights that
-    differ in the last bits. Nothing is read back from the device; with NCCL a step can stand in a CUDA graph.
+    Each rank has caches, block table and summaries of its own pages; q and seq_lens, tokens on all ranks, are the
+    same on every rank, and so are the results: those of one process that holds all pages, up to the rounding of the
+    merge (theory (L); on a GPU the parts are rounded to q's dtype first). The pages selected are the same, but for
+    weights that differ in the last bits. Nothing is read back from the device; with NCCL a step can stand in a CUDA
+    graph.
 
     Packages that keep fewer tokens than they route (candidates.tokens) are refused by `decode`: a rank cannot know by
     itself which of its tokens are among the K_c largest of all. decode_dense takes every package.
@@ -51,8 +52,8 @@ class ContextParallelDecoder:
     ) -> torch.Tensor:
         """int32 [batch, kv heads, P]: this rank's pages among the P of the whole sequence, as local pages, -1 padded.
 
-        q [batch, query heads, d]; block_table int32 [batch, local pages]; seq_lens int32 [batch], tokens on all ranks. On all
-        ranks together at most P pages of a (sequence, KV head). Called by every rank of the group.
+        q [batch, query heads, d]; block_table int32 [batch, local pages]; seq_lens int32 [batch], tokens on all
+        ranks. On all ranks together at most P pages of a (sequence, KV head). Called by every rank of the group.
         """
         scores = self.package.score_pages(q, summaries, block_table, self.local_lengths(seq_lens))
         return select_local_pages(self.package, scores, seq_lens, self.rank, self.ranks, self._gather)
@@ -73,7 +74,7 @@ class ContextParallelDecoder:
         tokens = self.package.SPEC["candidates"]["tokens"]
         if tokens != "all":
             raise UsageError(
-                f"{self.package.SPEC['name']} keeps {tokens} tokens of those it routes, and no rank knows which by itself",
+                f"{self.package.SPEC['name']} keeps {tokens} tokens of those it routes: no rank knows which by itself",
                 "generate a package with candidates: {tokens: all}, or use decode_dense",
             )
         selected = self.select_pages(q, summaries, block_table, seq_lens)

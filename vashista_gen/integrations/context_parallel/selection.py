@@ -16,11 +16,11 @@ def select_local_pages(
 ) -> torch.Tensor:
     """int32 [batch, kv heads, P]: this rank's share of the global top P, as local pages, -1 padded.
 
-    scores float32 [batch, kv heads, group, local pages], of `package.score_pages` on this rank's share; seq_lens int32
-    [batch], tokens on all ranks. A page's weight is that of `package.select_pages`: sum_g softmax_p(score), its
-    denominator over the pages of all ranks, or max_g score; sinks and recent pages of the whole sequence come first, and
-    of equal weights the earlier page. Two rounds: the denominators [batch, kv heads, group] (one round less for max or a
-    single query head), then weights and page numbers of each rank's P best.
+    scores float32 [batch, kv heads, group, local pages], of `package.score_pages` on this rank's share; seq_lens
+    int32 [batch], tokens on all ranks. A page's weight is that of `package.select_pages`: sum_g softmax_p(score), its
+    denominator over the pages of all ranks, or max_g score; sinks and recent pages of the whole sequence come first,
+    and of equal weights the earlier page. Two rounds: the denominators [batch, kv heads, group] (one round less for
+    max or a single query head), then weights and page numbers of each rank's P best.
     """
     routing, page_size = package.SPEC["routing"], package.SPEC["cache"]["page_size"]
     pages = torch.arange(scores.shape[-1], device=scores.device) * ranks + rank  # logical numbers, ascending
@@ -47,7 +47,7 @@ def _weight(scores, reduce, gather):
 
 
 def _largest(weight, pages, count):
-    """The `count` largest weights along the last axis and their pages, equal ones in the order given; padded with -inf."""
+    """The `count` largest weights along the last axis and their pages, equal ones as they come; padded with -inf."""
     short = count - weight.shape[-1]
     if short > 0:
         weight = torch.nn.functional.pad(weight, (0, short), value=NEG_INF)

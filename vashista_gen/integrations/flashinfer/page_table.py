@@ -12,10 +12,10 @@ def page_table(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(block_table int32 [batch, width], seq_lens int32 [batch]) on the device of `indices`.
 
-    indptr int32 [batch + 1]; indices int32 [indptr[-1] or more], physical pages; last_page_len int32 [batch], tokens of
-    a sequence's last page, 1 to page_size (any value where it has no page). width: the longest sequence's pages, at
-    least 1, if not given. Reads indptr and last_page_len on the host, as FlashInfer's own `plan` does. Raises UsageError
-    where they contradict each other or a sequence has more than `width` pages.
+    indptr int32 [batch + 1]; indices int32 [indptr[-1] or more], physical pages; last_page_len int32 [batch], tokens
+    of a sequence's last page, 1 to page_size (any value where it has no page). width: the longest sequence's pages,
+    at least 1, if not given. Reads indptr and last_page_len on the host, as FlashInfer's own `plan` does. Raises
+    UsageError where they contradict each other or a sequence has more than `width` pages.
     """
     starts, last = indptr.cpu().long(), last_page_len.cpu().long()
     counts = _counts(starts, last, indices, page_size)

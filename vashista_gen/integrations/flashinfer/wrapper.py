@@ -28,18 +28,18 @@ class SparseDecodeWithPagedKVCacheWrapper:
         wrapper.update(paged_kv_cache, appended=1)      # for each layer, before its run
         out = wrapper.run(q, paged_kv_cache)
 
-    paged_kv_cache: (k, v), each [pages, page_size, kv heads, d] (NHD) or [pages, kv heads, page_size, d] (HND), or one
-    tensor [pages, 2, ...]; nothing is copied. kv_layout and every argument of plan must be those the package was
-    generated for, else UsageError: they are compiled in. lse is in base 2, as FlashInfer's: log2 sum exp(s / epsilon); a
-    sequence without pages gives 0 and -inf. A request that joins is summarised by `summarize`, or by `update` with its
-    length among `appended`; pages keep their summaries as long as the cache lives, whoever shares them.
+    paged_kv_cache: (k, v), each [pages, page_size, kv heads, d] (NHD) or [pages, kv heads, page_size, d] (HND), or
+    one tensor [pages, 2, ...]; nothing is copied. kv_layout and every argument of plan must be those the package was
+    generated for, else UsageError: they are compiled in. lse is in base 2, as FlashInfer's: log2 sum exp(s /
+    epsilon); a sequence without pages gives 0 and -inf. A request that joins is summarised by `summarize`, or by
+    `update` with its length among `appended`; pages keep their summaries as long as the cache lives, whoever shares
+    them.
 
     use_cuda_graph: block table and lengths then lie in buffers made here, [batch of paged_kv_last_page_len_buffer,
     max_pages], which `plan`, outside the graph, writes in place; `update` and `run` may be captured once and replayed
     after each plan. max_pages bounds a sequence's pages; routing takes a little time for each page of the table.
-    FlashInfer's three buffers are kept up to date if they are given. float_workspace_buffer, use_tensor_cores and backend
-    are not used.
-    summaries: a SummaryStore to share with other wrappers, such as those of other batch sizes.
+    FlashInfer's three buffers are kept up to date if they are given. float_workspace_buffer, use_tensor_cores and
+    backend are not used. summaries: a SummaryStore to share with other wrappers, such as those of other batch sizes.
     """
 
     def __init__(
@@ -102,8 +102,8 @@ class SparseDecodeWithPagedKVCacheWrapper:
     ) -> None:
         """Takes the page lists of a step (see page_table); the other arguments must be the package's.
 
-        Reads indptr and last_page_len on the host, so it cannot stand in a CUDA graph. sm_scale: 1 / sqrt(head_dim) if not
-        given. Raises UsageError for what does not fit or is not supported; nothing has changed then.
+        Reads indptr and last_page_len on the host, so it cannot stand in a CUDA graph. sm_scale: 1 / sqrt(head_dim)
+        if not given. Raises UsageError for what does not fit or is not supported; nothing has changed then.
         """
         model = self._spec["model"]
         self._same("num_qo_heads", num_qo_heads, model["num_q_heads"], "model.num_q_heads")
@@ -139,8 +139,9 @@ class SparseDecodeWithPagedKVCacheWrapper:
     def update(self, paged_kv_cache: PagedKV, appended: int | torch.Tensor = 1) -> None:
         """Renews the summaries of the pages that hold the last `appended` tokens of each planned sequence.
 
-        appended: one number, or int32 [batch] on the cache's device; a sequence shorter than that is renewed whole. Call it
-        when K is written and the lengths that include the new tokens are planned. Reads nothing back from the device.
+        appended: one number, or int32 [batch] on the cache's device; a sequence shorter than that is renewed whole.
+        Call it when K is written and the lengths that include the new tokens are planned. Reads nothing back from the
+        device.
         """
         k, v = self._halves(paged_kv_cache)
         table, lens = self._planned()
@@ -156,7 +157,7 @@ class SparseDecodeWithPagedKVCacheWrapper:
         return_lse: bool = False,
         **other: Any,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Attention of q [batch, query heads, d] over the candidates: out like q, and lse float32 [batch, heads], base 2.
+        """Attention of q [batch, query heads, d] over the candidates: out like q, lse float32 [batch, heads] in base 2.
 
         Raises UsageError without a plan, without summaries of this cache, and for an option that is not supported;
         ValueError or TypeError of the package for tensors that do not fit.

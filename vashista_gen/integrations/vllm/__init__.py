@@ -1,4 +1,4 @@
-"""Generated packages on vLLM's caches and metadata: layouts, writes by slot, and an attention layer of vLLM's signature.
+"""Generated packages on vLLM's caches and metadata: layouts, writes by slot, an attention layer of vLLM's signature.
 
 What is here runs without vLLM and is tested without it, on tensors of the shapes and strides that vLLM makes. It is not
 registered with vLLM as a backend: no vLLM has run it.

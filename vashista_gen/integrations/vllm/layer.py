@@ -16,11 +16,11 @@ from vashista_gen.integrations.vllm.write import write_tokens
 class SparseAttentionImpl:
     """Writes a step's keys and values, keeps the page summaries current, and decodes sparsely.
 
-    `forward` has the signature of vLLM's AttentionImpl.forward. A batch with a request of several new tokens (a prefill,
-    or drafts to verify) is not for a decode kernel: its tokens are written and summarised here, and `prefill`, called with
-    the same arguments after that, gives its output; it must not write the cache again. Without `prefill` such a batch
-    raises UsageError. order: as for kv_halves. One SummaryStore may serve every layer. Not registered with vLLM: see the
-    package's docstring.
+    `forward` has the signature of vLLM's AttentionImpl.forward. A batch with a request of several new tokens (a
+    prefill, or drafts to verify) is not for a decode kernel: its tokens are written and summarised here, and
+    `prefill`, called with the same arguments after that, gives its output; it must not write the cache again. Without
+    `prefill` such a batch raises UsageError. order: as for kv_halves. One SummaryStore may serve every layer. Not
+    registered with vLLM: see the package's docstring.
 
     Every token must come through `forward` (or `append`): a page that something else fills, such as a KV connector that
     loads it from another machine, has no summary until `summaries.update` is called for it.
@@ -65,7 +65,7 @@ class SparseAttentionImpl:
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """query [tokens, heads, d]; key and value [tokens, kv heads, d]; output [tokens, heads, d] or [tokens, heads * d].
+        """query [tokens, heads, d]; key and value [tokens, kv heads, d]; output as query, or [tokens, heads * d].
 
         Without attn_metadata (vLLM's profiling run) the output is zero. Rows of padding tokens are left as they are.
         """
@@ -79,7 +79,7 @@ class SparseAttentionImpl:
         if step.longest_query > 1:
             if self.prefill is None:
                 raise UsageError(
-                    f"a batch with {step.longest_query} new tokens in a request, and only single tokens are decoded here",
+                    f"a batch with {step.longest_query} new tokens in a request: only single tokens are decoded here",
                     "give SparseAttentionImpl a prefill: dense attention over the cache, called as forward is",
                 )
             return self.prefill(layer, query, key, value, kv_cache, attn_metadata, output)

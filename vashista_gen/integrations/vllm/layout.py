@@ -14,10 +14,10 @@ ORDERS = {"kv_first": 0, "blocks_first": 1}  # the axis of K and V
 def kv_halves(kv_cache: torch.Tensor, package: Any, order: str = "kv_first") -> tuple[torch.Tensor, torch.Tensor]:
     """(k_cache, v_cache) in the package's layout, over the same memory.
 
-    kv_cache: [2, blocks, block_size, kv heads, d] ("kv_first", vLLM's FlashAttention) or [blocks, 2, block_size, kv heads,
-    d] ("blocks_first", vLLM's FlashInfer and Triton). Its shape is that in vLLM's either memory layout; a package of
-    layout HND needs the memory order of VLLM_KV_CACHE_LAYOUT=HND, one of NHD that of NHD. Block size: the package's page
-    size. Raises UsageError for another shape, order or memory layout.
+    kv_cache: [2, blocks, block_size, kv heads, d] ("kv_first", vLLM's FlashAttention) or [blocks, 2, block_size, kv
+    heads, d] ("blocks_first", vLLM's FlashInfer and Triton). Its shape is that in vLLM's either memory layout; a
+    package of layout HND needs the memory order of VLLM_KV_CACHE_LAYOUT=HND, one of NHD that of NHD. Block size: the
+    package's page size. Raises UsageError for another shape, order or memory layout.
     """
     model, cache = package.SPEC["model"], package.SPEC["cache"]
     inner = (cache["page_size"], model["num_kv_heads"], model["head_dim"])
@@ -25,8 +25,9 @@ def kv_halves(kv_cache: torch.Tensor, package: Any, order: str = "kv_first") -> 
         raise UsageError(f"order {order!r}", f"give one of {', '.join(ORDERS)}")
     if kv_cache.dim() != 5 or kv_cache.shape[ORDERS[order]] != 2 or tuple(kv_cache.shape[2:]) != inner:
         shape = ["2", "blocks"] if order == "kv_first" else ["blocks", "2"]
+        wanted = ", ".join([*shape, *map(str, inner)])
         raise UsageError(
-            f"a KV cache of {list(kv_cache.shape)}, {package.SPEC['name']} needs [{', '.join([*shape, *map(str, inner)])}]",
+            f"a KV cache of {list(kv_cache.shape)}, {package.SPEC['name']} needs [{wanted}]",
             f"start vLLM with --block-size {inner[0]}, and generate the package for this model's heads",
         )
     halves = kv_cache.unbind(ORDERS[order])

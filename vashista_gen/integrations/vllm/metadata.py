@@ -13,8 +13,8 @@ class DecodeStep:
     """Tensors of a step, on the device: block_table int32 [batch, max_blocks], seq_lens and old_seq_lens int32 [batch].
 
     seq_lens counts the step's own tokens, old_seq_lens does not; a padding request has length 0 or no new token.
-    slot_mapping int64 [tokens]. num_tokens and longest_query are numbers on the host: the tokens that are no padding, and
-    the most new tokens of a request (1: every request decodes).
+    slot_mapping int64 [tokens]. num_tokens and longest_query are numbers on the host: the tokens that are no padding,
+    and the most new tokens of a request (1: every request decodes).
     """
 
     block_table: torch.Tensor

@@ -15,12 +15,13 @@ def write_tokens(
     slot_mapping: torch.Tensor,
     layout: str,
 ) -> None:
-    """Writes token i to page slot_mapping[i] // page_size, offset slot_mapping[i] % page_size; a negative slot is padding.
+    """Writes token i to page slot // page_size, offset slot % page_size, slot = slot_mapping[i]; negative is padding.
 
-    key, value [tokens or more, kv heads, d], cast to the caches' dtype; k_cache, v_cache as the package takes them, `layout`
-    "NHD" or "HND", any distance between pages, written in place; slot_mapping int64 [tokens], no slot of a token twice.
-    Reads nothing back from the device and can stand in a CUDA graph. Raises UsageError for shapes that do not fit; a slot
-    behind the cache is an IndexError on the CPU and a device assertion on a GPU, as everywhere in torch.
+    key, value [tokens or more, kv heads, d], cast to the caches' dtype; k_cache, v_cache as the package takes them,
+    `layout` "NHD" or "HND", any distance between pages, written in place; slot_mapping int64 [tokens], no slot of a
+    token twice. Reads nothing back from the device and can stand in a CUDA graph. Raises UsageError for shapes that
+    do not fit; a slot behind the cache is an IndexError on the CPU and a device assertion on a GPU, as everywhere in
+    torch.
     """
     count = slot_mapping.shape[0]
     by_token = [x if layout == "NHD" else x.transpose(1, 2) for x in (k_cache, v_cache)]
