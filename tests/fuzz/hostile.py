@@ -1,6 +1,6 @@
 """A program: calls every op of a package with metadata no one should send and prints how many it outlived.
 
-    python hostile.py FOLDER PACKAGE SEED CALLS | python hostile.py FOLDER PACKAGE canary
+    python hostile.py FOLDER PACKAGE SEED DRAWINGS | python hostile.py FOLDER PACKAGE canary
 
 It is run on a library built with AddressSanitizer (test_sanitized.py), which ends it at the first access out of bounds.
 `canary` is a call that does read out of bounds: the sanitizer must end it, or it watches nothing.
@@ -44,7 +44,7 @@ def cache(draw, package, pages):
 def calls(draw, package):
     """Every op once, on one drawing of tensors."""
     spec = package.SPEC
-    batch, width, pages = draw.choice((0, 1, 3, 3)), draw.choice((0, 1, 3, 5, 9, 40)), draw.choice((0, 1, 2, 2, 12))
+    batch, width, pages = draw.choice((0, 1, 3, 3)), draw.choice((0, 1, 3, 5, 9, 40)), draw.choice((0, 1, 2, 2, 5, 12, 12))
     other = draw.choice(
         (pages, pages, pages, max(0, pages - 1), max(0, pages - 1), pages + 3)
     )  # pages of V, or of the summaries
@@ -54,30 +54,40 @@ def calls(draw, package):
     table = ints(draw, batch, width, near=pages)
     lens, old = (ints(draw, batch, near=width * page_size) for _ in "no")
     selected = ints(draw, batch, spec["model"]["num_kv_heads"], routed, near=width)
+    certified = {"return_certificate": True} if hasattr(package, "Certificate") else {}
+    pins = ints(draw, batch, draw.choice((0, 2)), near=width)
+    kept, strange = (empty(package, max(1, n)) for n in (pages, other))
+    mixed = type(kept)(kept[0], *strange[1:])
+    decode = lambda *x, **named: package.decode(q, k_cache, v_cache, table, lens, *x, **certified, **named)
     yield lambda: package.decode_dense(q, k_cache, v_cache, table, lens)
-    yield lambda: package.decode(q, k_cache, v_cache, table, lens, None, selected_pages=selected)
-    summaries = package.reference.empty_summaries(k_cache)
-    yield lambda: package.update_summaries(summaries, k_cache, table, old, lens)
-    yield lambda: package.summarize_pages(k_cache, table, lens)
-    yield lambda: package.decode(q, k_cache, v_cache, table, lens, summaries)
-    yield lambda: package.select_pages(q, summaries, table, lens)
-    if hasattr(package, "score_pages"):
-        yield lambda: package.score_pages(q, summaries, table, lens)
-    strange = package.reference.empty_summaries(cache(draw, package, other))
-    mixed = type(summaries)(summaries[0], *strange[1:])
-    yield lambda: package.decode(q, k_cache, v_cache, table, lens, mixed)
-    yield lambda: package.select_pages(q, mixed, table, lens)
-    yield lambda: package.update_summaries(mixed, k_cache, table, old, lens)
+    yield lambda: package.summarize_pages(k_cache, table, lens, v_cache=v_cache)
+    for summaries in (kept, kept, mixed):  # kept: after an update with what was drawn
+        yield lambda x=summaries: package.update_summaries(x, k_cache, table, old, lens, v_cache=v_cache)
+        yield lambda x=summaries: decode(x, selected_pages=selected)
+        yield lambda x=summaries: decode(x, pinned_pages=pins)
+        yield lambda x=summaries: package.select_pages(q, x, table, lens, pinned_pages=pins)
+        yield lambda x=summaries: package.score_pages(q, x, table, lens)
+        if package.SPEC["candidates"]["tokens"] != "all":
+            budgets = ints(draw, batch, spec["model"]["num_kv_heads"], near=20)
+            yield lambda x=summaries, n=budgets: decode(x, budgets=n)
+
+
+def empty(package, pages):
+    """Summaries of a cache in which nothing is."""
+    k_cache, nothing = cache(random.Random(0), package, pages), torch.zeros(1, 1, dtype=torch.int32)
+    return package.summarize_pages(k_cache, nothing, nothing[0], v_cache=k_cache)
 
 
 def canary(package):
     """Tells a kernel that a cache of one page has two: it reads behind the allocation."""
-    draw = random.Random(0)
-    k_cache = torch.zeros_like(cache(draw, package, 1), memory_format=torch.contiguous_format)
-    summaries = package.reference.empty_summaries(torch.zeros(2, *k_cache.shape[1:]))
-    table, lens = torch.full((1, 1), 1, dtype=torch.int32), torch.full((1,), 16, dtype=torch.int32)
-    dims = {"batch": 1, "max_pages": 1, "num_pages": 2, "k_stride": k_cache.stride(0)}
-    package.library.load("cpu").call("summarize", (k_cache, table, torch.zeros_like(lens), lens, *summaries), dims)
+    model = package.SPEC["model"]
+    k_cache = cache(random.Random(0), package, 1).clone(memory_format=torch.contiguous_format)
+    q = torch.randn(1, model["num_kv_heads"], model["num_q_heads"] // model["num_kv_heads"], model["head_dim"])
+    table, lens = torch.ones(1, 1, dtype=torch.int32), torch.full((1,), 16, dtype=torch.int32)
+    dims = {"batch": 1, "max_pages": 1, "num_pages": 2, "splits": 1}
+    dims |= {"k_stride": k_cache.stride(0), "v_stride": k_cache.stride(0)}
+    out, lse = torch.empty(1, *q.shape), torch.empty(1, *q.shape[:3])
+    package.library.load("cpu").call("attend_dense", (q, k_cache, k_cache, table, lens, out, lse), dims)
 
 
 def main(folder, name, seed, count="0"):
@@ -89,7 +99,7 @@ def main(folder, name, seed, count="0"):
         canary(package)
         return print("the canary lived")
     draw, done, refused = random.Random(int(seed)), 0, 0
-    while done < int(count):
+    for _ in range(int(count)):
         torch.manual_seed(draw.randrange(2**31))
         for call in calls(draw, package):
             done += 1
@@ -98,7 +108,7 @@ def main(folder, name, seed, count="0"):
             except (ValueError, TypeError) as error:
                 refused += 1
                 assert str(error).startswith(f"{name}: "), error
-    return print(f"{library.place} outlived {done} calls, {refused} refused")
+    return print(f"{library.place} outlived {count} drawings: {done} calls, {refused} of them refused")
 
 
 if __name__ == "__main__":

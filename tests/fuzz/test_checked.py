@@ -30,6 +30,12 @@ def int32(values, *shape):
     return torch.tensor(values, dtype=torch.int32).view(shape or -1)
 
 
+def empty(k_cache):
+    """Summaries of a cache in which nothing is."""
+    nothing = torch.zeros(1, 1, dtype=torch.int32)
+    return tiny.summarize_pages(k_cache, nothing, nothing[0])
+
+
 tables = st.lists(page, min_size=BATCH * WIDTH, max_size=BATCH * WIDTH).map(lambda x: int32(x, BATCH, WIDTH))
 lengths = st.lists(length, min_size=BATCH, max_size=BATCH).map(int32)
 lists = st.lists(listed, min_size=BATCH * HEADS * ROUTED, max_size=BATCH * HEADS * ROUTED)
@@ -74,7 +80,7 @@ def test_decode_and_dense(table, lens):
     wrong = wrong_entry(table, lens)
     dense = lambda: tiny.decode_dense(Q, K, V, table, lens)
     agrees(dense, wrong, dense)
-    summaries = tiny.reference.empty_summaries(K)
+    summaries = empty(K)
     decode = lambda: tiny.decode(Q, K, V, table, lens, summaries)
     agrees(decode, wrong, decode)
     select = lambda: [tiny.select_pages(Q, summaries, table, lens), tiny.score_pages(Q, summaries, table, lens)]
@@ -85,7 +91,7 @@ def test_decode_and_dense(table, lens):
 @given(tables, lengths, lengths)
 def test_update_summaries(table, old, lens):
     def update():
-        summaries = tiny.reference.empty_summaries(K)
+        summaries = empty(K)
         tiny.update_summaries(summaries, K, table, old, lens)
         return summaries
 
@@ -137,7 +143,7 @@ def test_the_environment_switches_it_on(value, refused):
 def test_caches_and_summaries_of_unequal_sizes_are_refused_always(other):
     table, lens = torch.zeros(BATCH, WIDTH, dtype=torch.int32), torch.full((BATCH,), ROOM, dtype=torch.int32)
     short = torch.zeros(other, *K.shape[1:])
-    summaries, wrong = tiny.reference.empty_summaries(K), tiny.reference.empty_summaries(short)
+    summaries, wrong = empty(K), empty(short)
     mixed = type(wrong)(summaries[0], *wrong[1:])
     with pytest.raises(ValueError, match=f"^tiny: k_cache has {PAGES} pages and v_cache {other}; next: "):
         tiny.decode_dense(Q, K, short, table, lens)

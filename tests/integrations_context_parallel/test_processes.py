@@ -45,6 +45,9 @@ def test_a_token_budget_is_refused(tmp_path):
     dist.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
         budget = SimpleNamespace(SPEC={**tiny.SPEC, "candidates": {"tokens": 17}})
+        retries = SimpleNamespace(SPEC={**tiny.SPEC, "certificate": {"kind": "rigorous"}, "fallback": "dense"})
+        with pytest.raises(UsageError, match="tiny computes again rows.*\n.*fallback: capped"):
+            ContextParallelDecoder(retries).decode(*[None] * 6)
         with pytest.raises(UsageError, match="tiny keeps 17 tokens of those it routes.*\n.*tokens: all"):
             ContextParallelDecoder(budget).decode(*[None] * 6)
     finally:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from typing import Any
 
 import torch
@@ -40,11 +38,22 @@ class SummaryStore:
         return held[1]
 
     def summarize(
-        self, k_cache: torch.Tensor, v_cache: torch.Tensor, block_table: torch.Tensor, seq_lens: torch.Tensor
+        self,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        block_table: torch.Tensor,
+        seq_lens: torch.Tensor,
+        *,
+        calibration: Any = None,
     ) -> Any:
-        """Makes, or renews in place, the summaries of every page that the sequences use; other pages keep theirs."""
+        """Makes, or renews in place, the summaries of every page that the sequences use; other pages keep theirs.
+
+        calibration: this layer's, as for `package.summarize_pages`; it counts when they are made, not when renewed.
+        """
         if k_cache not in self:
-            made = self.package.summarize_pages(k_cache, block_table, seq_lens, **_values(self.package, v_cache))
+            made = self.package.summarize_pages(
+                k_cache, block_table, seq_lens, v_cache=v_cache, calibration=calibration
+            )
             self._held[_key(k_cache)] = (k_cache, made)
             return made
         return self.update(k_cache, v_cache, block_table, torch.zeros_like(seq_lens), seq_lens)
@@ -59,9 +68,7 @@ class SummaryStore:
     ) -> Any:
         """Renews, in place, the summaries of the pages that hold tokens [old_seq_lens, seq_lens)."""
         summaries = self.of(k_cache)
-        self.package.update_summaries(
-            summaries, k_cache, block_table, old_seq_lens, seq_lens, **_values(self.package, v_cache)
-        )
+        self.package.update_summaries(summaries, k_cache, block_table, old_seq_lens, seq_lens, v_cache=v_cache)
         return summaries
 
     def forget(self, k_cache: torch.Tensor | None = None) -> None:
@@ -74,13 +81,3 @@ class SummaryStore:
 
 def _key(k_cache):
     return k_cache.data_ptr(), tuple(k_cache.shape), k_cache.stride(), k_cache.device
-
-
-def _values(package, v_cache):
-    """The values, for packages whose summaries are of values too."""
-    return {"v_cache": v_cache} if _takes_values(package) else {}
-
-
-@functools.cache
-def _takes_values(package):
-    return "v_cache" in inspect.signature(package.update_summaries).parameters

@@ -69,17 +69,25 @@ class ContextParallelDecoder:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(out like q, lse float32 [batch, query heads], natural log) over the candidates of all ranks; called by all.
 
-        Arguments as for select_pages and `package.decode`. Raises UsageError for a package with a token budget.
+        Arguments as for select_pages and `package.decode`. Raises UsageError for a package with a token budget,
+        or with a fallback for rows whose certificate fails.
         """
-        tokens = self.package.SPEC["candidates"]["tokens"]
+        spec = self.package.SPEC
+        if spec["certificate"]["kind"] != "none" and spec["fallback"] != "capped":
+            raise UsageError(
+                f"{spec['name']} computes again rows whose certificate fails: a rank certifies its share only",
+                "generate a package with fallback: capped",
+            )
+        tokens = spec["candidates"]["tokens"]
         if tokens != "all":
             raise UsageError(
-                f"{self.package.SPEC['name']} keeps {tokens} tokens of those it routes: no rank knows which by itself",
+                f"{spec['name']} keeps {tokens} tokens of those it routes: no rank knows which by itself",
                 "generate a package with candidates: {tokens: all}, or use decode_dense",
             )
         selected = self.select_pages(q, summaries, block_table, seq_lens)
         lens = self.local_lengths(seq_lens)
-        return self._merge(*self.package.decode(q, k_cache, v_cache, block_table, lens, None, selected_pages=selected))
+        step = (q, k_cache, v_cache, block_table, lens, summaries)
+        return self._merge(*self.package.decode(*step, selected_pages=selected))
 
     def decode_dense(
         self,

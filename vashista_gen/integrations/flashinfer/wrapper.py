@@ -131,10 +131,13 @@ class SparseDecodeWithPagedKVCacheWrapper:
             if buffer is not None:
                 buffer[: len(given)].copy_(given)
 
-    def summarize(self, paged_kv_cache: PagedKV) -> None:
-        """Makes, or renews, the summaries of every page of the planned sequences, for one layer's cache."""
+    def summarize(self, paged_kv_cache: PagedKV, *, calibration: Any = None) -> None:
+        """Makes, or renews, the summaries of every page of the planned sequences, for one layer's cache.
+
+        calibration: this layer's, as for `package.summarize_pages`.
+        """
         k, v = self._halves(paged_kv_cache)
-        self.summaries.summarize(k, v, *self._planned())
+        self.summaries.summarize(k, v, *self._planned(), calibration=calibration)
 
     def update(self, paged_kv_cache: PagedKV, appended: int | torch.Tensor = 1) -> None:
         """Renews the summaries of the pages that hold the last `appended` tokens of each planned sequence.

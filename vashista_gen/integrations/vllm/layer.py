@@ -19,8 +19,8 @@ class SparseAttentionImpl:
     `forward` has the signature of vLLM's AttentionImpl.forward. A batch with a request of several new tokens (a
     prefill, or drafts to verify) is not for a decode kernel: its tokens are written and summarised here, and
     `prefill`, called with the same arguments after that, gives its output; it must not write the cache again. Without
-    `prefill` such a batch raises UsageError. order: as for kv_halves. One SummaryStore may serve every layer. Not
-    registered with vLLM: see the package's docstring.
+    `prefill` such a batch raises UsageError. order: as for kv_halves. One SummaryStore may serve every layer;
+    calibration: this layer's, for `package.summarize_pages`. Not registered with vLLM: see the package's docstring.
 
     Every token must come through `forward` (or `append`): a page that something else fills, such as a KV connector that
     loads it from another machine, has no summary until `summaries.update` is called for it.
@@ -33,8 +33,10 @@ class SparseAttentionImpl:
         order: str = "kv_first",
         prefill: Any = None,
         summaries: SummaryStore | None = None,
+        calibration: Any = None,
     ) -> None:
         self.package = package
+        self.calibration = calibration
         self.order = order
         self.prefill = prefill
         self.summaries = SummaryStore(package) if summaries is None else summaries
@@ -44,13 +46,15 @@ class SparseAttentionImpl:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes key and value [tokens, kv heads, d] by slot, renews the summaries; returns (k_cache, v_cache), views.
 
-        The first call for a cache allocates its summaries: make it before a CUDA graph is captured.
+        The first call for a cache allocates its summaries: make it before a CUDA graph is captured. Of a package with
+        key sketches and no calibration it is also the one whose tokens give the centres; they are not renewed.
         """
         k, v = kv_halves(kv_cache, self.package, self.order)
-        if k not in self.summaries:
-            self.summaries.summarize(k, v, step.block_table, torch.zeros_like(step.seq_lens))
         write_tokens(key, value, k, v, step.slot_mapping[: step.num_tokens], self.package.SPEC["cache"]["layout"])
-        self.summaries.update(k, v, step.block_table, step.old_seq_lens, step.seq_lens)
+        if k in self.summaries:
+            self.summaries.update(k, v, step.block_table, step.old_seq_lens, step.seq_lens)
+        else:
+            self.summaries.summarize(k, v, step.block_table, step.seq_lens, calibration=self.calibration)
         return k, v
 
     def forward(
