@@ -188,7 +188,7 @@ class Plan:
             "RECENT_PAGES": routing.recent_pages,
             "SUMMARY_ROWS": self.summary_rows,
             "SUMMARY_WIDTH": self.summary_width,
-            "SUMMARY_BITS": routing.summary_bits,
+            "SUMMARY_BITS": routing.summary_bits or 16,
             "SM_SCALE": model.sm_scale,
             "EPSILON": spec.attention.epsilon,
             "LOGIT_SCALE": model.sm_scale / spec.attention.epsilon,
@@ -203,7 +203,7 @@ class Plan:
             values["SUBPAGE"] = routing.subpage
         if routing.summary == "box":
             values["BOX_WEIGHT"] = routing.box_weight
-        if routing.summary_bits != 16:
+        if routing.summary_bits in (8, 4):
             values["CODE_MAX"] = 2 ** (routing.summary_bits - 1) - 1
         if self.token_list:
             values["TOP_TOKENS"] = self.kept_tokens
@@ -242,7 +242,7 @@ def make_plan(spec: Spec) -> Plan:
         spec=spec,
         summary_rows=rows,
         summary_width=spec.model.head_dim // (2 if routing.summary_bits == 4 else 1),
-        summary_scale=None if routing.summary_bits == 16 else scale,
+        summary_scale=scale if routing.summary_bits in (8, 4) else None,
         tile_tokens_cuda=tile_cuda,
         tile_tokens_c=TILE_TOKENS_C,
         score_pages_cuda=max(1, tile_cuda // scored_rows),

@@ -198,17 +198,20 @@ def _within(value: Any, setting: Setting) -> bool:
 
 def _bounds(setting: Setting) -> str:
     """What a value may be: "a multiple of 16 from 16 to 512 or `default`"."""
+    word = (f"`{setting.word}`",) if setting.word else ()
     if setting.choices:
-        bounds = listed(setting.choices)
-    elif setting.kind is str:
+        return listed((*setting.choices, *word))
+    if setting.kind is str:
         bounds = "a file name that ends in .json" if setting.pattern.endswith("json") else "a lower-case Python identifier"
     else:
         step = f"a multiple of {setting.step} " if setting.step > 1 else ""
-        if setting.high is not None:
+        if setting.above is not None and setting.high is not None:
+            bounds = f"greater than {setting.above} and at most {setting.high}"
+        elif setting.high is not None:
             bounds = f"{step}from {setting.low} to {setting.high}"
         else:
             bounds = f"greater than {setting.above}" if setting.above is not None else f"at least {setting.low}"
-    return bounds + (f" or `{setting.word}`" if setting.word else "")
+    return " or ".join((bounds, *word))
 
 
 def _must_be(setting: Setting) -> str:
