@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vashista_gen.spec import Spec
-from vashista_gen.spec.footprint import attention_tile
+from vashista_gen.spec.footprint import attention_tile, pages_scored, summary_rows
 
 TILE_TOKENS_C = 16  # one zmm register of float32 logits; the smallest page
 SCORE_ROWS_C = 64  # summary rows of one tile: 16 KiB at head_dim 64, and whole vectors of page scores
@@ -227,8 +227,8 @@ class Plan:
 def make_plan(spec: Spec) -> Plan:
     """Chooses tiles and storage for a checked spec."""
     routing, page_size = spec.routing, spec.cache.page_size
-    rows = {"mean": 1, "box": 2, "sketch": page_size}.get(routing.summary) or page_size // routing.subpage
-    scored_rows = rows if routing.summary in ("subpage_mean", "sketch") else 1
+    rows = summary_rows(routing.summary, routing.subpage, page_size)
+    scored = lambda most: pages_scored(routing.summary, routing.subpage, page_size, most)
     tile_cuda = min(
         (
             attention_tile(page_size, spec.model.head_dim, spec.model.dtype, target).tokens
@@ -245,7 +245,7 @@ def make_plan(spec: Spec) -> Plan:
         summary_scale=scale if routing.summary_bits in (8, 4) else None,
         tile_tokens_cuda=tile_cuda,
         tile_tokens_c=TILE_TOKENS_C,
-        score_pages_cuda=max(1, tile_cuda // scored_rows),
-        score_pages_c=max(1, SCORE_ROWS_C // scored_rows),
+        score_pages_cuda=scored(tile_cuda),
+        score_pages_c=scored(SCORE_ROWS_C),
         dense_below=spec.candidates.dense_below,
     )

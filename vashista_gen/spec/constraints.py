@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from vashista_gen.spec.fields import Values
-from vashista_gen.spec.footprint import attention_tile
+from vashista_gen.spec.footprint import attention_tile, page_kernels
 from vashista_gen.spec.model import Spec
 from vashista_gen.spec.report import Report, listed
 from vashista_gen.spec.setting import Setting, settings_of
@@ -267,4 +267,30 @@ def _tile_fits(targets: tuple[str, ...], page_size: int, head_dim: int, dtype: s
                 f"an attention tile of {tile.tokens} tokens (head_dim {head_dim}, {dtype}) needs "
                 f"{tile.shared_bytes} bytes of shared memory a block, {target} has {tile.available_bytes}",
                 f"remove {target} from targets, or set model.dtype to a smaller type",
+            )
+
+
+@_check(
+    "R29", "targets", "cache.page_size", "model.head_dim", "model.dtype", "routing.summary", "routing.subpage"
+)  # fmt: skip
+def _pages_fit(
+    targets: tuple[str, ...], page_size: int, head_dim: int, dtype: str, summary: str, subpage: int | None
+) -> Problems:
+    if subpage is not None and page_size % subpage:  # R19's matter
+        return
+    tiles = {target: attention_tile(page_size, head_dim, dtype, target) for target in targets if target != "c"}
+    if not all(tile.fits for tile in tiles.values()):
+        return
+    tokens = min((tile.tokens for tile in tiles.values()), default=0)
+    for target, tile in tiles.items():
+        needs = page_kernels(summary, subpage, page_size, head_dim, dtype, tokens)
+        kernel = max(needs, key=needs.__getitem__)
+        if needs[kernel] > (tile.available_bytes or 0):
+            of = f"subpage {subpage}" if subpage else f"summary {summary}"
+            other = "routing.subpage to a larger one" if subpage else "routing.summary to subpage_mean"
+            yield (
+                f"targets[{target}]",
+                f"{kernel} holds a page of {page_size} tokens whole ({of}, head_dim {head_dim}, {dtype}) and needs "
+                f"{needs[kernel]} bytes of shared memory a block, {target} has {tile.available_bytes}",
+                f"remove {target} from targets, or set {other}",
             )

@@ -56,7 +56,7 @@ _SENTENCES = {
     ),
     "Targets": (
         "targets names at least one target and none twice.",
-        "The attention tile of 32 tokens fits the shared memory of every cuda target.",
+        "An attention tile of 32 tokens, and the summary or sketches of one page, fit the shared memory of every cuda target.",
     ),
     "Short contexts": (
         "candidates.dense_below needs a number of tokens and is at most pages * page_size: "
