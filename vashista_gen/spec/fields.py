@@ -16,7 +16,7 @@ from vashista_gen.spec.setting import REQUIRED, Setting, settings_of
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _MAX_DIGITS = 18
-_FLOAT32_TINY, _FLOAT32_MAX = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
+FLOAT32_TINY, FLOAT32_MAX = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
 
 _TYPE_HINTS = {
     int: "write decimal digits, without quotes or a decimal point",
@@ -182,7 +182,7 @@ def _is_float32(text: str) -> bool:
         return True
     value = abs(float(text))
     digits = re.split("[eE]", text)[0].strip("+-0.")
-    return _FLOAT32_TINY <= value <= _FLOAT32_MAX or (value == 0.0 and not digits)
+    return FLOAT32_TINY <= value <= FLOAT32_MAX or (value == 0.0 and not digits)
 
 
 def _within(value: Any, setting: Setting) -> bool:
@@ -268,6 +268,8 @@ def _where(prefix: str) -> str:
 
 
 def _unknown_key_hint(key: str, prefix: str, allowed: tuple[str, ...]) -> str:
+    if longer := [name for name in allowed if key in name.split("_")]:
+        return f"did you mean {listed(longer)}?"
     for section, setting in settings_of(Spec).items():
         if setting.is_section and prefix != f"{section}." and key in settings_of(setting.kind) and key not in allowed:
             return f"move {key} under {section}"
