@@ -76,15 +76,15 @@ def page_kernels(
 ) -> dict[str, int]:
     """Bytes of shared memory of the kernels that hold whole pages, beside attention tiles of `tokens`.
 
-    score_pages: (16 d + rows d) * itemsize, 16 d more for a box, 4 * 17 rows for logits and sizes of groups or tokens,
-    16 bytes of page ids a page; summarize: float32 rows [rows of a page, c], and scales [c] or a reduction; d = head_dim
-    rounded up to a multiple of 32, c to one of 128.
+    score_pages: (16 d + rows d) * itemsize, 16 d more for a box, float32 logits [16, rows] where those of a page are
+    summed and the sizes [rows] of its groups, 16 bytes of page ids a page; summarize: float32 rows [rows of a page, c],
+    and scales [c] or a reduction; d = head_dim rounded up to a multiple of 32, c to one of 128.
     """
     pages, padded, channels = pages_scored(summary, subpage, page_size, tokens), _padded(head_dim, 32), _padded(head_dim, 128)
     page_rows = summary_rows(summary, subpage, page_size)
     rows = pages * (1 if summary == "box" else page_rows)
     queries = 2 * ROWS if summary == "box" else ROWS
-    logits = 4 * (ROWS + 1) * rows if summary in ("subpage_mean", "sketch") else 0
+    logits = 4 * {"subpage_mean": ROWS + 1, "sketch": ROWS}.get(summary, 0) * rows
     found = {"score_pages": (queries + rows) * padded * ITEM_BYTES[dtype] + logits + 4 * TILES_OF_SCORES * pages}
     if summary != "sketch":
         found["summarize"] = 4 * page_rows * channels + max(4 * channels, REDUCTION_BYTES)
