@@ -94,7 +94,7 @@ def test_rounds_stop_at_the_budget(monkeypatch):
 @pytest.mark.parametrize("context", [1, 37, 48])
 def test_pages_hold_what_the_contiguous_copy_holds(tiny, layout, context):
     spec = {**tiny.SPEC, "cache": {**tiny.SPEC["cache"], "layout": layout}}
-    package = SimpleNamespace(SPEC=spec, summarize_pages=lambda *args: ())
+    package = SimpleNamespace(SPEC=spec, summarize_pages=lambda *args, **named: ())
     (x,) = cases.make(package, context, 3, torch.device("cpu"), torch.float32, 1, True).inputs
     for cache, flat in ((x.k_cache, x.k), (x.v_cache, x.v)):
         assert flat.isfinite().all() and flat.shape == (3, 2, context, 32)
