@@ -56,7 +56,8 @@ _SENTENCES = {
     ),
     "Targets": (
         "targets names at least one target and none twice.",
-        "The attention tile of 32 tokens fits the shared memory of every cuda target.",
+        "An attention tile of 32 tokens, and the summary or sketches of one page, fit the shared memory "
+        "of every cuda target.",
     ),
     "Short contexts": (
         "candidates.dense_below needs a number of tokens and is at most pages * page_size: "
@@ -64,7 +65,7 @@ _SENTENCES = {
     ),
     "Sketches": (
         "sketch.transform and sketch.balance are given only with sketch.bits.",
-        "routing.summary sketch needs sketch.bits.",
+        "routing.summary sketch needs sketch.bits and has no summary_bits.",
     ),
     "Budgets": (
         "candidates.mass is above 0 and at most 1, needs a number of tokens (the most) and share group; "
