@@ -34,6 +34,12 @@ class Settings:
     def __post_init__(self) -> None:
         kind = self.package.SPEC.get("certificate", {}).get("kind", "none")
         object.__setattr__(self, "certified", kind != "none")
+        takes = inspect.signature(self.package.update_summaries).parameters
+        if self.calibration is not None and "calibration" not in takes:
+            raise UsageError(
+                f"the package {self.package.SPEC['name']} takes no calibration",
+                "leave out calibration, or change the spec",
+            )
 
     def budgets(self, layer: int) -> Any:
         """The calibrated budgets of a layer, where there are any and the package takes them."""
