@@ -15,6 +15,7 @@ UNSCALED = ("gemma3n", "gemma4", "embedding_gemma2", "diffusion_gemma")  # their
 # every n-th layer attends to all, the others to a window, where the config does not list its layers
 EVERY = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
 FULL = "full_attention"
+MOST = 1e30  # of any number here: what lies beyond is a mistake, and overflows
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def shape_of(config: Mapping[str, Any], where: str = "the model's config") -> Mo
     num_kv_heads = _count(config, where, "num_global_key_value_heads", "num_key_value_heads", default=num_q_heads)
     head_dim = _count(config, where, "global_head_dim", "head_dim", default=0)
     if not head_dim:
-        head_dim = _count(config, where, "hidden_size", "n_embd") // num_q_heads
+        head_dim = _count(config, where, "hidden_size", "n_embd") // num_q_heads or 1
     num_layers = _count(config, where, "num_hidden_layers", "n_layer")
     types = _layer_types(config, kind, num_layers)
     cap = config.get("attn_logit_softcapping")
@@ -101,7 +102,7 @@ def shape_of(config: Mapping[str, Any], where: str = "the model's config") -> Mo
         sm_scale=_scale(config, kind, head_dim, where),
         logits_soft_cap=None if not cap else _number(cap, where, "attn_logit_softcapping"),
         dtype=_dtype(config.get("dtype") or config.get("torch_dtype")),
-        context=config.get("max_position_embeddings") or config.get("n_positions"),
+        context=_count(config, where, "max_position_embeddings", "n_positions", default=0) or None,
         num_layers=num_layers,
         full_layers=tuple(i for i, name in enumerate(types) if name == FULL),
     )
@@ -115,10 +116,11 @@ def _count(config, where, *keys, default=None):
             continue
         if isinstance(value, list) and value and all(x == value[0] for x in value):
             value = value[0]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < MOST:
+            several = "a spec describes layers of one shape: write one for each shape by hand, see specs/README.md"
             raise UsageError(
                 f"{where}: {key} is {value!r}, not one whole number above 0",
-                "a spec describes layers of one shape: write one for each shape by hand, see specs/README.md",
+                several if isinstance(value, list) else "mend the config",
             )
         return value
     if default is None:
@@ -127,7 +129,7 @@ def _count(config, where, *keys, default=None):
 
 
 def _number(value, where, key):
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < MOST:
         raise UsageError(f"{where}: {key} is {value!r}, not a number above 0", "mend the config")
     return float(value)
 
@@ -153,7 +155,7 @@ def _layer_types(config, kind, num_layers):
     if not config.get("sliding_window") or config.get("use_sliding_window") is False:
         return [FULL] * num_layers
     every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or EVERY.get(kind)
-    if not isinstance(every, int):
+    if not isinstance(every, int) or every < 1:
         return ["sliding_attention"] * num_layers
     return [FULL if (i + 1) % every == 0 else "sliding_attention" for i in range(num_layers)]
 
@@ -179,8 +181,8 @@ def _of_gguf(path):
         )
     scale = own.get("attention.scale")
     # llama.cpp's rule for the 27B models of Gemma 2 and 3, which their files do not state
-    if not scale and (kind, own.get("block_count")) in {("gemma2", 46), ("gemma3", 62)}:
-        scale = (own["embedding_length"] / heads) ** -0.5
+    if not scale and isinstance(heads, int) and (kind, own.get("block_count")) in {("gemma2", 46), ("gemma3", 62)}:
+        scale = (own.get("embedding_length", heads) / heads) ** -0.5
     return shape_of(
         {
             "model_type": kind,

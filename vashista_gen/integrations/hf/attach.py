@@ -11,8 +11,9 @@ from transformers.cache_utils import DynamicCache
 
 from vashista_gen.errors import UsageError
 from vashista_gen.integrations.hf.attention import ATTACHED, ATTENTION
-from vashista_gen.integrations.hf.cache import PagedLayer, Settings, SparseCache
+from vashista_gen.integrations.hf.cache import SparseCache
 from vashista_gen.integrations.hf.choose import attention_modules, choose
+from vashista_gen.integrations.hf.layer import PagedLayer, Settings
 
 
 class Attached:
