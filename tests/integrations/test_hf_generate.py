@@ -4,10 +4,8 @@ import copy
 
 import pytest
 import torch
-from vashista_gen.generated import gemma3_270m, smollm2_135m, tiny
+from vashista_gen.generated import gemma3_270m, tiny
 
-from vashista_gen.demo.model import load_model, load_tokenizer, weights
-from vashista_gen.errors import MissingEnvironmentError
 from vashista_gen.integrations import hf
 
 from .conftest import GREEDY, random_model
@@ -164,30 +162,6 @@ def test_bfloat16_on_the_cpu_attends_in_float32(llama, ids):
     assert {layer.pages.k_cache.dtype for layer in out.past_key_values.paged} == {torch.float32}
     with torch.no_grad():
         assert llama(ids[:, :1], past_key_values=out.past_key_values).logits.dtype == torch.bfloat16
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    try:
-        path = weights()
-    except MissingEnvironmentError as error:
-        pytest.skip(str(error))
-    return load_model(path), load_tokenizer(path)
-
-
-def test_smollm2_writes_what_it_wrote(smollm2):
-    """30 layers of a trained model, 9 query and 3 KV heads; 64 pages of 16 hold the whole context."""
-    model, tokenizer = smollm2
-    texts = ["The capital of France is", "def fibonacci(n):", "Once upon a time, in a village by the sea, there lived"]
-    tokenizer.pad_token = tokenizer.eos_token
-    inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
-    how = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
-    wanted = model.generate(**inputs, **how)
-    hf.attach(model, smollm2_135m)
-    try:
-        assert torch.equal(model.generate(**inputs, **how), wanted)
-    finally:
-        hf.detach(model)
 
 
 def test_gemma3s_shape(ids):
