@@ -174,7 +174,7 @@ def test_crops_that_do_not_fit(attached, ids):
         cache.layers[0].crop(-1)
 
 
-def certifying(**parts):
+def certifying():
     """tiny as a package whose spec has a certificate, and whose functions take budgets and a calibration."""
     calls = []
 
@@ -183,27 +183,27 @@ def certifying(**parts):
         calls.append(("decode", budgets))
         return (out, lse, SimpleNamespace(leakage=lse)) if return_certificate else (out, lse)
 
-    def update_summaries(summaries, k, table, old, new, *, v_cache=None, calibration=None):
-        calls.append(("update", calibration, v_cache is not None))
-        tiny.update_summaries(summaries, k, table, old, new)
-
     def summarize_pages(k, table, lens, *, v_cache=None, calibration=None):
-        calls.append(("summarize", calibration, v_cache is not None))
+        calls.append(("summarize", calibration))
         return tiny.summarize_pages(k, table, lens)
 
-    spec = {**tiny.SPEC, **parts}
     package = SimpleNamespace(
-        SPEC=spec, decode=decode, decode_dense=tiny.decode_dense, update_summaries=update_summaries,
-        summarize_pages=summarize_pages,
+        SPEC={**tiny.SPEC, "certificate": {"kind": "estimate"}}, decode=decode, decode_dense=tiny.decode_dense,
+        update_summaries=tiny.update_summaries, summarize_pages=summarize_pages,
     )  # fmt: skip
     return package, calls
 
 
+@pytest.mark.parametrize("whose", ["the caller's", "the package's"])
 @torch.no_grad()
-def test_certificates_budgets_and_calibration_reach_the_package(llama, ids):
-    package, calls = certifying(certificate={"kind": "estimate"})
+def test_certificates_budgets_and_calibration_reach_the_package(llama, ids, whose):
+    package, calls = certifying()
     per_layer = [SimpleNamespace(budgets=[10 + i, 20 + i]) for i in range(3)]
-    calibration = SimpleNamespace(layer=per_layer.__getitem__)
+    calibration = None
+    if whose == "the caller's":
+        calibration = SimpleNamespace(layer=per_layer.__getitem__)
+    else:
+        package.calibration = lambda layer, device: per_layer[layer]
     hf.attach(llama, package, calibration=calibration, dense_layers=[1])
     cache = llama(ids, use_cache=True).past_key_values
     assert not cache.certificates
@@ -213,12 +213,14 @@ def test_certificates_budgets_and_calibration_reach_the_package(llama, ids):
     budgets = [call[1] for call in calls if call[0] == "decode"]
     assert [b.tolist() for b in budgets] == [[[10, 20]] * 3, [[12, 22]] * 3]
     assert budgets[0].dtype == torch.int32
-    made = [call for call in calls if call[0] != "decode"]
-    assert {call[0] for call in made} == {"update", "summarize"}
-    assert all(any(call[1] is one for one in per_layer) and call[2] for call in made)
+    # of each layer an empty cache, and again with the first tokens
+    assert [call[1] for call in calls if call[0] == "summarize"] == [one for one in per_layer for _ in "ab"]
 
 
-def test_a_calibration_that_the_package_does_not_take(llama):
-    with refused("the package tiny takes no calibration", "leave out"):
+def test_a_calibration_that_does_not_fit(llama):
+    with refused("the package tiny has no use for a calibration", "leave it out"):
         hf.attach(llama, tiny, calibration=SimpleNamespace(layer=lambda i: object()))
+    package, _ = certifying()
+    with refused("no layer 2: list index out of range", "vashista-gen calibrate"):
+        hf.attach(llama, package, calibration=SimpleNamespace(layer=[1, 2].__getitem__))
     assert llama.config._attn_implementation == "sdpa"

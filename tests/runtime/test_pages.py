@@ -135,7 +135,6 @@ def test_made_in_inference_mode_it_can_be_written_outside():
         (lambda table: table.take([]), "without rows"),
         (lambda table: table.take([0, 2]), "row 2 of a cache of 2 rows"),
         (lambda table: PagedCache(tiny, table=PageTable(1, 32)), "pages of 32 tokens for tiny, whose pages hold 16"),
-        (lambda table: PagedCache(tiny, 1, calibration=object()), "takes no calibration"),
     ],
 )
 def test_a_wrong_call_is_refused(call, message):

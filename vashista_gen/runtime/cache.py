@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -23,7 +22,7 @@ class PagedCache:
     `package.summarize_pages` makes them. These tensors stay the same objects, written in place, until `fit` or the
     table's `take` or `grow`. Lengths and tables are also kept on the host, so that growing reads nothing back.
     table: the page table of another layer, when the layers of a model share one; `num_pages`, `batch`, `max_pages` and
-    `device` are then the table's. calibration: handed to the package with every summary that it makes.
+    `device` are then the table's. calibration: of this layer, handed to the package when it makes the summaries.
     Raises UsageError for shapes that do not fit and when pages run out; a refused append changes nothing.
     """
 
@@ -60,14 +59,8 @@ class PagedCache:
         page = (self.page_size, heads, head_dim) if self._by_token else (heads, self.page_size, head_dim)
         self.k_cache = torch.zeros(table.num_pages, *page, dtype=dtype, device=device)
         self.v_cache = torch.zeros_like(self.k_cache)
-        takes = inspect.signature(package.update_summaries).parameters
-        if calibration is not None and "calibration" not in takes:
-            raise UsageError(
-                f"the package {package.SPEC['name']} takes no calibration", "leave it out, or generate the package anew"
-            )
-        self._with_values = "v_cache" in takes
-        self._calibration = {} if calibration is None else {"calibration": calibration}
-        self._summarize()
+        self._calibration = calibration
+        self.summaries = self._summarize()
 
     @property
     def block_table(self) -> torch.Tensor:
@@ -114,14 +107,17 @@ class PagedCache:
                 cache[slots.copied[1]] = cache[slots.copied[0]]
             tokens = new.detach()[slots.rows.to(new.device), slots.places.to(new.device)]
             self._tokens_of(cache)[slots.pages, slots.offsets] = tokens.to(cache)
-        self.renew(slots.old_lens)
+        if slots.first:
+            # the first tokens of an empty cache: what is centred on means is made from them
+            for kept, made in zip(self.summaries, self._summarize(), strict=True):
+                kept.copy_(made)
+        else:
+            self.renew(slots.old_lens)
 
     def renew(self, old_lens: torch.Tensor) -> None:
         """Renews the summaries of the pages that hold tokens [old_lens, seq_lens); old_lens int32 [batch]."""
-        values = {"v_cache": self.v_cache} if self._with_values else {}
-        self.package.update_summaries(
-            self.summaries, self.k_cache, self.block_table, old_lens, self.seq_lens, **values, **self._calibration
-        )
+        tensors = (self.k_cache, self.block_table, old_lens, self.seq_lens)
+        self.package.update_summaries(self.summaries, *tensors, v_cache=self.v_cache)
 
     def free(self, row: int) -> None:
         """Empties a row and gives its pages back. Their contents stay until another row overwrites them."""
@@ -140,7 +136,7 @@ class PagedCache:
             self.k_cache, self.v_cache = (
                 torch.cat([x, x.new_zeros(more, *x.shape[1:])]) for x in (self.k_cache, self.v_cache)
             )
-            self._summarize()
+            self.summaries = self._summarize()
 
     def __deepcopy__(self, memo: dict) -> PagedCache:
         """Another cache with the same contents, over the same package."""
@@ -152,10 +148,8 @@ class PagedCache:
         return other
 
     def _summarize(self):
-        values = {"v_cache": self.v_cache} if self._with_values else {}
-        self.summaries = self.package.summarize_pages(
-            self.k_cache, self.block_table, self.seq_lens, **values, **self._calibration
-        )
+        tensors = (self.k_cache, self.block_table, self.seq_lens)
+        return self.package.summarize_pages(*tensors, v_cache=self.v_cache, calibration=self._calibration)
 
     def _tokens_of(self, cache):
         """A view [num_pages, page_size, num_kv_heads, head_dim] whatever the layout."""

@@ -15,6 +15,7 @@ class Slots(NamedTuple):
 
     int64 on the table's device. old_lens: int32 [batch], the lengths before. copied: (from, to) pages, int64, whose
     contents a pool copies before it writes: pages that were shared and now get a token of one row alone; None for none.
+    first: whether no row held a token before.
     """
 
     rows: torch.Tensor
@@ -23,6 +24,7 @@ class Slots(NamedTuple):
     offsets: torch.Tensor
     old_lens: torch.Tensor
     copied: tuple[torch.Tensor, torch.Tensor] | None
+    first: bool
 
 
 class PageTable:
@@ -100,10 +102,10 @@ class PageTable:
         places = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
         positions = self._lens[rows] + places
         pages = self._table[rows, positions // self.page_size].long()
-        old_lens = self.seq_lens.clone()
+        old_lens, first = self.seq_lens.clone(), not bool(self._lens.any())
         self._lens = new_lens
         self.seq_lens.copy_(new_lens)
-        return Slots(*self._there(rows, places, pages, positions % self.page_size), old_lens, copied)
+        return Slots(*self._there(rows, places, pages, positions % self.page_size), old_lens, copied, first)
 
     def free(self, row: int) -> None:
         """Empties a row and gives its pages back."""

@@ -130,6 +130,7 @@ def attach(
             f"no layer of {type(model).__name__} attends to its whole context",
             "leave it as it is: there is nothing to route",
         )
+    _check_calibration(settings, paged)
     wrong = sorted(dense - set(range(len(cache.layers))))
     if wrong:
         raise UsageError(f"dense_layers {wrong} of a model of {len(cache.layers)} layers", "count layers from 0")
@@ -140,6 +141,24 @@ def attach(
             "only modules with layer_idx and k_proj are understood",
         )
     return Attached(model, settings)
+
+
+def _check_calibration(settings, paged):
+    """UsageError for a calibration of which the package makes no use, or which lacks one of the layers."""
+    if settings.calibration is not None:
+        sketch = settings.package.SPEC.get("sketch", {}).get("bits")
+        if not (sketch or settings.certified or settings.takes_budgets):
+            raise UsageError(
+                f"the package {settings.package.SPEC['name']} has no use for a calibration",
+                "leave it out, or give the spec sketches, a number of tokens or a certificate",
+            )
+    for layer in sorted(paged):
+        try:
+            settings.calibrated(layer, "cpu")
+        except (LookupError, ValueError) as error:
+            raise UsageError(
+                f"the calibration has no layer {layer}: {error}", "calibrate the model itself: vashista-gen calibrate"
+            ) from error
 
 
 def detach(model: Any) -> None:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Settings:
     """How a model decodes: the package, the layers kept dense, tokens to make room for, and the calibration.
 
-    calibration: an object whose `layer(i)` is handed to the package with the summaries of layer i; where that has
-    `budgets` (int [kv heads], tokens), they are its budgets.
+    calibration: an object whose `layer(i)` is handed to the package with the summaries of layer i; without it, what the
+    package's own spec names a file for. Where a layer's has `budgets` (int [kv heads], tokens), they are its budgets.
     """
 
     package: ModuleType
@@ -35,18 +35,18 @@ class Settings:
     def __post_init__(self) -> None:
         kind = self.package.SPEC.get("certificate", {}).get("kind", "none")
         object.__setattr__(self, "certified", kind != "none")
-        takes = inspect.signature(self.package.update_summaries).parameters
-        if self.calibration is not None and "calibration" not in takes:
-            raise UsageError(
-                f"the package {self.package.SPEC['name']} takes no calibration",
-                "leave out calibration, or change the spec",
-            )
 
-    def budgets(self, layer: int) -> Any:
-        """The calibrated budgets of a layer, where there are any and the package takes them."""
-        if self.calibration is None or "budgets" not in inspect.signature(self.package.decode).parameters:
-            return None
-        return getattr(self.calibration.layer(layer), "budgets", None)
+    def calibrated(self, layer: int, device: torch.device) -> Any:
+        """The calibration of a layer: the one given, or the package's own; None where there is none."""
+        if self.calibration is not None:
+            return self.calibration.layer(layer)
+        own = getattr(self.package, "calibration", None)
+        return own(layer, device) if own is not None else None
+
+    @property
+    def takes_budgets(self) -> bool:
+        """Whether the package keeps a list of tokens, whose length budgets change."""
+        return "budgets" in inspect.signature(self.package.decode).parameters
 
     def __deepcopy__(self, memo: dict) -> Settings:
         return self  # frozen, and a module cannot be copied
@@ -64,6 +64,7 @@ class PagedLayer(CacheLayerMixin):
         self._owner, self.index = owner, index
         self.seen = 0  # columns, padding among them, as transformers counts tokens
         self.pages: PagedCache | None = None
+        self.budgets: torch.Tensor | None = None  # int32 [kv heads], tokens
 
     @property
     def spec(self) -> dict:
@@ -86,12 +87,11 @@ class PagedLayer(CacheLayerMixin):
                 f"the model computes in {key_states.dtype}, the package {spec['name']} in {spec['cache']['kv_dtype']}",
                 f"model.to(torch.{spec['cache']['kv_dtype']}), or change model.dtype of the spec",
             )
-        calibration = settings.calibration
-        self.pages = PagedCache(
-            settings.package,
-            table=self._owner.table,
-            calibration=None if calibration is None else calibration.layer(self.index),
-        )
+        calibration = settings.calibrated(self.index, device)
+        self.pages = PagedCache(settings.package, table=self._owner.table, calibration=calibration)
+        budgets = getattr(calibration, "budgets", None)
+        if budgets is not None and settings.takes_budgets:
+            self.budgets = torch.as_tensor(budgets, dtype=torch.int32, device=device)
         self.is_initialized = True
 
     def update(
@@ -127,10 +127,8 @@ class PagedLayer(CacheLayerMixin):
         if self.index in settings.dense_layers:
             return settings.package.decode_dense(*tensors)[0].to(q.dtype)
         more = {}
-        budgets = settings.budgets(self.index)
-        if budgets is not None:
-            budgets = torch.as_tensor(budgets, dtype=torch.int32, device=q.device)
-            more["budgets"] = budgets.expand(len(q), -1).contiguous()
+        if self.budgets is not None:
+            more["budgets"] = self.budgets.expand(len(q), -1).contiguous()
         if not settings.certified:
             return settings.package.decode(*tensors, pages.summaries, **more)[0].to(q.dtype)
         out, _, owner.certificates[self.index] = settings.package.decode(
