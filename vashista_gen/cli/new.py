@@ -13,12 +13,15 @@ from vashista_gen.cli.console import say
 from vashista_gen.cli.sources import load_each, shipped, shown
 from vashista_gen.errors import SpecError, UsageError
 from vashista_gen.integrations.shape import ModelShape, read_shape
+from vashista_gen.plan import cost, make_plan
 from vashista_gen.spec import Spec
 
 PAGE_SIZE = 16  # a smaller page follows the needed tokens more closely; engines have this size by default
-LONG = 16384  # tokens: models that read more need more, see the heads' growth in README
-PAGES = {False: 64, True: 128}  # routed pages, by whether the context is long
-TOKENS = 512  # kept of the routed ones for each KV head
+SHORT = 4096  # tokens: a model that reads no more is routed half as wide
+PAGES = {True: 64, False: 128}  # routed pages, by whether the context is short
+TOKENS = 1024  # the most that are kept of the routed ones for each KV head, where its softmax is spread out
+MASS = 0.98  # of the softmax mass: fewer tokens where they reach it
+BITS = 4  # of a channel of a key's sketch, by which routed tokens are scored
 TEXT = """\
 # yaml-language-server: $schema=schema.json
 # Shape: {source} ({kind}: {heads}).{layers}
@@ -26,7 +29,8 @@ name: {name}
 model: {{num_q_heads: {q}, num_kv_heads: {kv}, head_dim: {d}, dtype: {dtype}, sm_scale: {scale}{cap}}}
 cache: {{page_size: {page}, layout: NHD, kv_dtype: {dtype}}}
 routing: {{summary: subpage_mean, subpage: 4, summary_bits: 4, pages: {pages}, sink_pages: 1, recent_pages: 2}}
-candidates: {{tokens: {tokens}, share: group, dense_below: {dense}}}
+sketch: {{bits: {bits}, transform: hadamard}}
+candidates: {{tokens: {tokens}, mass: {mass}, share: group, dense_below: {tokens}}}
 attention: {{solver: softmax, epsilon: 1.0}}
 certificate: {{kind: none}}
 fallback: capped
@@ -88,7 +92,7 @@ def _name_of(source):
 
 
 def _text(shape, source, name):
-    long = (shape.context or 0) > LONG
+    short = shape.context is not None and shape.context <= SHORT
     kept = len(shape.full_layers)
     layers = "" if kept == shape.num_layers else "\n# It is the shape of the layers that attend to the whole context."
     comment = re.sub(r"[^ -~]", "?", source.name or str(source))
@@ -97,7 +101,7 @@ def _text(shape, source, name):
         q=shape.num_q_heads, kv=shape.num_kv_heads, d=shape.head_dim, dtype=shape.dtype or "bfloat16",
         scale="default" if shape.default_scale else repr(shape.sm_scale),
         cap="" if shape.logits_soft_cap is None else f", logits_soft_cap: {shape.logits_soft_cap!r}",
-        page=PAGE_SIZE, pages=PAGES[long], tokens=TOKENS, dense=PAGES[False] * PAGE_SIZE,
+        page=PAGE_SIZE, pages=PAGES[short], tokens=TOKENS, mass=MASS, bits=BITS,
     )  # fmt: skip
 
 
@@ -117,7 +121,7 @@ def _write(target: Path, text: str) -> None:
 
 def _say(shape: ModelShape, made: Spec, target: Path) -> None:
     console = console_of_stdout()
-    routing, tokens = made.routing, made.candidates.tokens
+    pages = made.routing.pages
     say(console, f"wrote {shown(target)}: {shape.kind}, {shape}")
     kept = len(shape.full_layers)
     if kept == shape.num_layers:
@@ -131,9 +135,13 @@ def _say(shape: ModelShape, made: Spec, target: Path) -> None:
     reads = f"the model reads {shape.context} tokens" if shape.context else "its context is not stated"
     said = "" if shape.dtype else " (not stated: chosen)"
     say(console, f"dtype       {made.model.dtype}{said}; float32 on a CPU")
-    say(console, f"pages       {routing.pages} of {PAGE_SIZE} tokens routed for each sequence and KV head: {reads}")
-    say(console, f"tokens      {tokens} kept of those; a context of up to {made.candidates.dense_below} keeps all")
-    say(console, "summary     4-bit means of 4 tokens, 1/32 of the bytes of a 16-bit cache")
+    say(console, f"pages       {pages} of {PAGE_SIZE} tokens routed for each sequence and KV head: {reads}")
+    say(console, f"tokens      the fewest of those with {MASS:.0%} of their softmax mass, at most {TOKENS}")
+    say(console, f"dense       contexts of up to {made.candidates.dense_below} tokens keep every token")
+    plan = make_plan(made)
+    beside = cost.summary_bytes_per_token(plan) + cost.sketch_bytes_per_page(plan) / PAGE_SIZE
+    share = f"{beside / cost.token_bytes(plan):.0%} of the KV cache"
+    say(console, f"beside it   4-bit means of 4 tokens to route, {BITS}-bit sketches of keys to score tokens: {share}")
     same = [one.name for one in load_each(shipped())[0] if one.model == made.model and one.name != made.name]
     if same:
         say(console, f"note        the same shape: {', '.join(same)}; hf.attach(model, package) then names the package")
