@@ -16,6 +16,7 @@ CHANGES = {
     "nothing": (lambda cache: None, lambda mask: mask),
     "crop": (lambda cache: cache.crop(-11), lambda mask: mask[:, :-11]),
     "crop to a page's end": (lambda cache: cache.crop(-14), lambda mask: mask[:, :-14]),
+    "crop over padding": (lambda cache: cache.crop(-20), lambda mask: mask[:, :-20]),
     "reorder": (lambda cache: cache.reorder_cache(ROWS), lambda mask: mask[ROWS]),
     "select": (lambda cache: cache.batch_select_indices(torch.tensor([2, 1])), lambda mask: mask[[2, 1]]),
     "select by a mask": (

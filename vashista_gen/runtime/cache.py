@@ -137,6 +137,9 @@ class PagedCache:
                 torch.cat([x, x.new_zeros(more, *x.shape[1:])]) for x in (self.k_cache, self.v_cache)
             )
             self.summaries = self._summarize()
+            old_lens = self.table.whole_views()
+            if old_lens is not None:  # again, so that what sees all of a page has the last word on it
+                self.renew(old_lens)
 
     def __deepcopy__(self, memo: dict) -> PagedCache:
         """Another cache with the same contents, over the same package."""

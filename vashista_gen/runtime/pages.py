@@ -13,7 +13,8 @@ from vashista_gen.errors import UsageError
 class Slots(NamedTuple):
     """Where new tokens go: entry i is token places[i] of row rows[i]'s new ones, written to pages[i] at offsets[i].
 
-    int64 on the table's device. old_lens: int32 [batch], the lengths before. copied: (from, to) pages, int64, whose
+    int64 on the table's device. old_lens: int32 [batch], the lengths before, and for rows without new tokens the end of
+    their last page: nothing of theirs is renewed. copied: (from, to) pages, int64, whose
     contents a pool copies before it writes: pages that were shared and now get a token of one row alone; None for none.
     first: whether no row held a token before.
     """
@@ -102,10 +103,11 @@ class PageTable:
         places = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
         positions = self._lens[rows] + places
         pages = self._table[rows, positions // self.page_size].long()
-        old_lens, first = self.seq_lens.clone(), not bool(self._lens.any())
+        first, old_lens = not bool(self._lens.any()), self._lens
         self._lens = new_lens
+        old_lens = self._renewed_from(old_lens, counts == 0)
         self.seq_lens.copy_(new_lens)
-        return Slots(*self._there(rows, places, pages, positions % self.page_size), old_lens, copied, first)
+        return Slots(*self._there(rows, places, pages, positions % self.page_size, old_lens), copied, first)
 
     def free(self, row: int) -> None:
         """Empties a row and gives its pages back."""
@@ -166,8 +168,23 @@ class PageTable:
         return self._there(pages, positions % self.page_size)
 
     def last_pages(self) -> torch.Tensor:
-        """int32 [batch] on the device: where each row's partly filled last page begins; its length where it is full."""
-        return (self._lens - self._lens % self.page_size).to(self.seq_lens.device)
+        """int32 [batch] on the device: from where on to renew summaries after a crop, the start of each last page.
+
+        Behind the row's pages, so that nothing is renewed, where the last page is shared: others may see more of it.
+        """
+        return self._renewed_from(self._lens - self._lens % self.page_size, self._part_shared()).to(
+            self.seq_lens.device
+        )
+
+    def whole_views(self) -> torch.Tensor | None:
+        """int32 [batch] on the device: 0 for rows that see all of what their pages hold, behind their pages for others.
+
+        None where every row does. A row cropped to within a shared page sees a part of it.
+        """
+        shared = self._part_shared()
+        if not bool(shared.any()):
+            return None
+        return self._renewed_from(torch.zeros_like(self._lens), shared).to(self.seq_lens.device)
 
     def check_row(self, row: int) -> None:
         """UsageError for a row that the table has not."""
@@ -179,6 +196,16 @@ class PageTable:
 
     def _there(self, *tensors):
         return tuple(x.to(self.seq_lens.device) for x in tensors)
+
+    def _renewed_from(self, begin, skipped):
+        """`begin`, and behind their last page for skipped rows: a summary's unit is the page."""
+        return torch.where(skipped, self._pages(self._lens) * self.page_size, begin)
+
+    def _part_shared(self):
+        """bool [batch] on the host: rows whose last page is partly filled and held by others."""
+        part = self._lens % self.page_size > 0
+        pages = self._table.gather(1, (self._lens // self.page_size).clamp(max=self.max_pages - 1)[:, None].long())
+        return part & (torch.tensor(self._holders)[pages[:, 0].long()] > 1)
 
     def _shared(self, new_lens):
         """Rows whose last page is partly filled, gets a token, and is held by other rows that keep it."""
