@@ -1,5 +1,5 @@
-"""Generated packages inside other programs: one folder for each, importing nothing of the others.
+"""Generated packages inside other programs: each takes a package and speaks that program's layouts and calls.
 
-Contains: what translates another program's caches, masks and settings into a generated package's arguments.
-Must not contain: attention (that is generated), or an import of the other program outside its own folder.
+Contains: adapters, which import torch and nothing of the program they adapt to unless it is installed.
+Must not contain: kernels, selection rules, or a copy of a cache.
 """
