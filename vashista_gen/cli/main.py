@@ -48,6 +48,22 @@ def check(specs: Specs = None) -> None:
 
 
 @app.command()
+def new(
+    source: Annotated[
+        Path, typer.Option("--from-config", metavar="FILE|DIR", help="A model's config.json, folder or .gguf file.")
+    ],
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the package; else the model's.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE.yaml", help="The spec file; specs/NAME.yaml if not given.")
+    ] = None,
+) -> None:
+    """Write the spec of a model's shape, with recommended settings; never over an existing file."""
+    from vashista_gen.cli.new import run
+
+    run(source, name, output)
+
+
+@app.command()
 def generate(
     specs: Specs = None,
     check: Annotated[
