@@ -33,7 +33,7 @@ def frontier(found: dict[str, Any], path: Path) -> None:
     low, high = (f(row["perplexity_change"] for row in found["rows"]) for f in (min, max))
     right.set_yticks(ticks)
     right.set_ylim(min(low * 1.3, -0.006), max(high * 1.3, 0.011))
-    right.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:+.1%}".replace(".0%", "%")))
+    right.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:+.1%}".replace(".0%", "%") if y else "0"))
     right.yaxis.set_minor_formatter(NullFormatter())
     what = f"{count_of(found)}, {found['steps']} tokens each after {found['prefix']:,}"
     layers = f"{found['sparse_layers']} of {found['layers']} layers sparse"

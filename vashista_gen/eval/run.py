@@ -134,7 +134,7 @@ class Evaluation:
         return found
 
     def needles(self, length: int, straw: list[int]) -> dict[str, Any]:
-        """{length, depths, budget, answers: {contestant: {nll, found}}} of a haystack of that many tokens; dense too."""
+        """{length, depths, budget, answers: {contestant: {nll, found}}} of a haystack of `length` tokens."""
         from vashista_gen.eval import needle
 
         hay = needle.haystack(self.loaded.tokenize, straw, length, self.loaded.bos)
