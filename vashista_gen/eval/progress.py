@@ -1,4 +1,4 @@
-"""One line for each stage with its seconds; while it runs a bar on a terminal, and its name elsewhere."""
+"""One line for each stage with its seconds; while it runs a bar on a terminal, its name and quarters elsewhere."""
 
 from __future__ import annotations
 
@@ -29,9 +29,17 @@ class Stages:
         if not console.is_terminal:
             console.print(f"{what} ... ", end="", markup=False, highlight=False, soft_wrap=True)
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task(what, total=total)
+            task, done = bar.add_task(what, total=total), 0
+
+            def advance() -> None:
+                nonlocal done
+                done += 1
+                bar.advance(task)
+                if not console.is_terminal and total and 4 * done // total > 4 * (done - 1) // total:
+                    console.print(f"{100 * done // total} % ", end="", markup=False, highlight=False, soft_wrap=True)
+
             try:
-                yield lambda: bar.advance(task)
+                yield advance
             except BaseException:
                 if not console.is_terminal:
                     self.say()  # what comes next is an error, on a line of its own

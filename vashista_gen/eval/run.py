@@ -76,6 +76,7 @@ def main(name: str, spec_path: Path, output: Path, cache: Path, request: Request
     report.show(stages, result)
     for written in report.write(result, output):
         stages.say(f"wrote {written}")
+    stages.say(f"kept for the next run: prefixes, packages and results in {cache}")
     return 0
 
 
