@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ def main(name: str, spec_path: Path, output: Path, cache: Path, request: Request
     from vashista_gen.eval import contestants, report
 
     stages = Stages(console)
+    _warn_of_load(stages, torch.get_num_threads())
     field, refused = contestants.make(spec, request.budgets, request.routers, request.context)
     path = source.find(name, cache)
     with torch.inference_mode():
@@ -87,6 +89,13 @@ def _check(request: Request, spec: Spec) -> None:
             f"{request.steps} decoded tokens in a context of {request.context} leave no prefix of two pages of {page}",
             "give more --context or fewer --steps",
         )
+
+
+def _warn_of_load(stages: Stages, threads: int) -> None:
+    """Threads that wait for each other on a busy machine take ten times as long as one does alone."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if threads > 1 and load + threads > 1.5 * (os.cpu_count() or 1):
+        stages.say(f"load {load:.1f}: other work runs here; OMP_NUM_THREADS=1 would be faster", "yellow")
 
 
 class Evaluation:
