@@ -65,6 +65,7 @@ def _lines(axes, found, figure, title):
             text = f"as written, {row['budget']}"
             axes.annotate(text, place, xytext=(8, -14), textcoords="offset points", fontsize=8.5, color=colour)
     axes.set_xscale("log")
+    axes.margins(x=0.12, y=0.12)
     axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.3g}" if x < 0.01 else f"{x:.0%}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
