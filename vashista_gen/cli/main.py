@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vashista_gen.cli.calibrate import calibrate
+from vashista_gen.cli.diagnose import diagnose
 from vashista_gen.cli.failure import Commands
 
 app = typer.Typer(
@@ -133,6 +135,10 @@ def bench(
         spec, output, console(), contexts=contexts, batch=batch, device=device, require=require or (),
         cold_import=cold_import,
     )  # fmt: skip
+
+
+app.command()(diagnose)
+app.command()(calibrate)
 
 
 @app.command()
