@@ -43,7 +43,9 @@ class Capture:
         finally:
             self.model.set_attn_implementation(before)
 
-    def see(self, number: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int | None) -> None:
+    def see(
+        self, number: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int | None
+    ) -> None:
         """q [1, heads, tokens, d], k and v [1, kv heads, tokens, d] of layer `number`."""
         if window is not None and window < k.shape[2]:
             self.windowed.add(number)

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from vashista_gen.diagnose import hull
+from vashista_gen.diagnose.anchors import anchors
 from vashista_gen.diagnose.kept import Step
 from vashista_gen.diagnose.layer import Layer, context_of
 from vashista_gen.diagnose.support import SHARES, effective_support, growth
 
-SAFE_MASS, SAFE_QUERIES = 0.95, 0.9  # a head is safe when at least this mass is kept for at least so many of its queries
+SAFE_MASS, SAFE_QUERIES = 0.95, 0.9  # a head is safe if so much mass is kept for so many of its queries
 SIZES = (64, 256, 1024)  # tokens: the classes of heads that are counted
 FLAT = 0.25  # a head whose support grows no faster than context^FLAT is called flat
 
@@ -33,9 +34,15 @@ class Findings:
         """Computes the figures of one layer over one document."""
         support = effective_support(layer, self.budget)
         found = {"each": support.each, "group": support.group, "oracle": support.kept}
+        routed = None
         if self.package is not None:
             step = Step(self.package, layer)
+            routed = step.routed()
             found |= {"kept": step.kept_mass(), "gap": step.support_gap()} | step.certificate()
+        found_anchors = anchors(layer, routed)
+        found |= {"anchors": found_anchors.tokens.sum(-1, keepdim=True), "anchor_mass": found_anchors.mass}
+        if routed is not None:
+            found |= {"anchor_mass_omitted": found_anchors.mass_omitted, "omitted": found_anchors.omitted}
         if self.with_hull:
             found["face"] = np.array(hull.faces(layer, len(layer.positions) - 1)).T[:, :, None]
         for name, values in found.items():
@@ -50,7 +57,8 @@ class Findings:
     def array(self, name: str, context: int | None = None) -> np.ndarray:
         """[layers, (shares,) heads, samples] of one figure, of the queries of one context if one is given.
 
-        Names: each, group, oracle, face; with a package also kept, gap; with a certificate what Step.certificate gives.
+        Names: each, group, oracle, anchors, anchor_mass, face; with a package also kept, gap, omitted and
+        anchor_mass_omitted; with a certificate what Step.certificate gives.
         """
         rows = [np.concatenate(self._seen[name][number], axis=-1) for number in self.layers]
         whole = np.stack(rows)
@@ -110,12 +118,23 @@ class Findings:
                 "mean_group_tokens_to_98": self.array("group", last)[:, SHARES.index(0.98)].mean(-1).tolist()
             },
         }
+        mass = self.array("anchor_mass", last)
+        result["anchors"] = {"tokens_per_kv_head": float(self.array("anchors").mean()), "mass": float(mass.mean())}
+        result["per_layer"] = {"anchor_mass": mass.mean((1, 2)).tolist()}
+        if self.has("omitted"):
+            lost, omitted = (self.array(name, last) for name in ("anchor_mass_omitted", "omitted"))
+            result["anchors"]["share_of_omitted"] = float(lost.sum() / max(omitted.sum(), 1e-300))
+            result["per_layer"]["anchor_mass_omitted"] = lost.mean((1, 2)).tolist()
         if self.has("gap"):
             gap = self.array("gap", last)
             result["support_gap"] = {"median_nats": float(np.median(gap)), "share_positive": float((gap > 0).mean())}
         if self.has("face"):
             size, delta, mass = np.moveaxis(self.array("face"), 1, 0)
-            result["hull_face"] = {"tokens": _spread(size), "support_gap": _spread(delta), "softmax_mass": _spread(mass)}
+            result["hull_face"] = {
+                "tokens": _spread(size),
+                "support_gap": _spread(delta),
+                "softmax_mass": _spread(mass),
+            }
         if self.has("slack"):
             result["certificate"] = self._certificate(last)
         return result

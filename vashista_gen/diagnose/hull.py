@@ -1,4 +1,4 @@
-"""The paper's own quantities for some queries of a layer: the face of the keys' hull nearest to the query, and its gap."""
+"""The paper's own quantities for a query: the face of the keys' hull that is nearest to it, and its gap."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ class Step:
     Queries at page ends only, so that no summary holds a later token than its row may see.
     """
 
-    def __init__(self, package: Any, layer: Layer) -> None:
+    def __init__(self, package: Any, layer: Layer, **options: Any) -> None:
+        """options: what PagedCache takes besides its size."""
         check_fits(package, layer)
         self.package, self.layer = package, layer
         page_size = package.SPEC["cache"]["page_size"]
@@ -27,7 +28,7 @@ class Step:
                 f"queries at {layer.positions.tolist()[:3]}... are not at the ends of pages of {page_size} tokens",
                 "choose positions p with (p + 1) a multiple of the page size",
             )
-        cache = PagedCache(package, -(-layer.k.shape[1] // page_size))
+        cache = PagedCache(package, -(-layer.k.shape[1] // page_size), **options)
         cache.append(layer.k.transpose(0, 1)[None], layer.v.transpose(0, 1)[None])
         count = len(layer.positions)
         self.summaries = cache.summaries
@@ -50,25 +51,31 @@ class Step:
 
         Theory (J): delta <= 1 / (1 + k / (n - k) exp(gap)). A gap below 0 bounds little; it is the rule for pages.
         """
-        pages = self.package.select_pages(self.q, self.summaries, self.table, self.lens)
-        page_size = self.package.SPEC["cache"]["page_size"]
         gaps = []
-        for head in range(self.layer.k.shape[0]):
-            inside = torch.zeros(len(self.lens), self.table.shape[1] + 1, dtype=torch.bool)
-            inside.scatter_(1, pages[:, head].long() % inside.shape[1], True)  # -1, the padding, falls into the last
-            inside = inside[:, :-1].repeat_interleave(page_size, dim=1)[:, : self.layer.k.shape[1]]
+        for head, inside in enumerate(self.routed()):
             logits = self.layer.log_weights(head).double()
             later = logits == float("-inf")
             lowest = logits.masked_fill(~inside | later, float("inf")).amin(-1)
             gaps.append(lowest - logits.masked_fill(inside, float("-inf")).amax(-1))
         return torch.cat(gaps)
 
+    def routed(self) -> list[torch.Tensor]:
+        """For each KV head, which tokens lie in the pages that the op routes to: bool [queries, tokens]."""
+        pages = self.package.select_pages(self.q, self.summaries, self.table, self.lens)
+        page_size = self.package.SPEC["cache"]["page_size"]
+        masks = []
+        for head in range(self.layer.k.shape[0]):
+            inside = torch.zeros(len(self.lens), self.table.shape[1] + 1, dtype=torch.bool)
+            inside.scatter_(1, pages[:, head].long() % inside.shape[1], True)  # -1, the padding, falls into the last
+            masks.append(inside[:, :-1].repeat_interleave(page_size, dim=1)[:, : self.layer.k.shape[1]])
+        return masks
+
     def certificate(self) -> dict[str, torch.Tensor]:
         """The step's certificate against the truth; {} for a spec without one. Each [heads, queries].
 
-        certified: bool; leakage: the certificate's delta; mass_omitted: the true delta; slack: log of the omitted mass as
-        certified - log of the true one, nats (below 0: an estimate that is too low). Slack is NaN where the true delta is
-        below 1e-5, since it is the difference of two float32 sums.
+        certified: bool; leakage: the certificate's delta; mass_omitted: the true delta; slack: log of the omitted mass
+        as certified - log of the true one, nats (below 0: an estimate that is too low). Slack is NaN where the true
+        delta is below 1e-5, since it is the difference of two float32 sums.
         """
         if self.package.SPEC.get("certificate", {}).get("kind", "none") == "none":
             return {}

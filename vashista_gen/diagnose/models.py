@@ -34,6 +34,9 @@ def load(name: str) -> Loaded:
     """
     is_gguf = name == "smollm2" or name.endswith(".gguf")
     packaged.require((*NEEDED, "gguf", "accelerate") if is_gguf else NEEDED)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     path = packaged.weights() if name == "smollm2" else Path(name)
     if is_gguf and path.is_file():
         tokenizer, model = packaged.load_tokenizer(path), packaged.load_model(path)

@@ -43,10 +43,10 @@ def _grows(axes, result):
     """A line for each head over the contexts, and the quantiles over all heads and queries."""
     contexts = result["contexts"]
     medians = [np.ravel(result["per_layer_and_head"]["median_tokens_to_95"][str(c)]) for c in contexts]
-    axes.plot(contexts, np.array(medians), color=SOFT, linewidth=0.5, alpha=0.35, marker="." if len(contexts) < 2 else None)
+    axes.plot(contexts, np.array(medians), color=SOFT, linewidth=0.5, alpha=0.35, marker=".")
     for name, colour in (("median", GOOD), ("p90", "#b98b2f"), ("p99", BAD)):
         values = [result["tokens_to_share"][str(c)]["95%"][name] for c in contexts]
-        axes.plot(contexts, values, color=colour, linewidth=2.4, marker="o", markersize=5, label=f"{name} of all queries")
+        axes.plot(contexts, values, color=colour, linewidth=2.4, marker="o", markersize=5, label=f"{name}, all queries")
     axes.plot(contexts, contexts, color=INK, linewidth=1, linestyle=":", label="every token")
     axes.axhline(result["budget_tokens"], color=INK, linewidth=1, linestyle="--", label="budget")
     axes.set_xscale("log", base=2)
@@ -71,7 +71,7 @@ def _keeps(axes, result):
     rows, columns = np.nonzero(~np.array(result["per_layer_and_head"]["safe"]))
     axes.scatter(columns, rows, s=9, color="white", edgecolors=INK, linewidths=0.5, label="not safe")
     who = result["spec"] or "the oracle's list"
-    axes.set_title(f"Mass kept by {who}, {result['budget_tokens']:,} tokens (dots: heads not safe)", fontsize=11, color=INK)
+    axes.set_title(f"Mass kept by {who}, {result['budget_tokens']:,} tokens (dots: not safe)", fontsize=11, color=INK)
     axes.figure.colorbar(image, ax=axes, shrink=0.9)
 
 

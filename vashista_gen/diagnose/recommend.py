@@ -20,7 +20,7 @@ def recommend(
     """The text of a spec that `vashista-gen check` accepts, with the reasons as comments.
 
     K_c: the mean over layers and KV heads of the tokens that hold 98 % of a group's softmax-sum at the longest context
-    (per-head budgets can spend the same mean where it is needed); P: WIDER times as many tokens, not more than there are.
+    (per-head budgets can spend the same mean where it is needed). P: WIDER times as many tokens.
     SpecError where the model's shape is beyond what is compiled: the rule says why.
     """
     context = summary["contexts"][-1]
@@ -31,7 +31,7 @@ def recommend(
     two_stage = "sketch" in {field.name for field in dataclasses.fields(specs.Spec)}
     scale = "default" if math.isclose(sm_scale, head_dim**-0.5, rel_tol=1e-6) else repr(sm_scale)
     lines = [
-        f"# Suggested by vashista-gen diagnose for contexts up to {context} tokens; measure it before you serve with it.",
+        f"# Suggested by vashista-gen diagnose for contexts up to {context} tokens; measure before you serve.",
         f"# 98 % of a KV head's softmax: {sum(needs) / len(needs):.0f} tokens on average, {max(needs):.0f} in the most",
         f"# diffuse head; {summary['heads_safe']} of {summary['heads']} query heads kept 95 % at"
         f" {summary['budget_tokens']} tokens in nine queries of ten.",

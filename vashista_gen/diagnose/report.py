@@ -24,7 +24,16 @@ def contexts(result: dict[str, Any]) -> Table:
 
 def layers(result: dict[str, Any]) -> Table:
     """A row for each layer: what its heads need and what they keep."""
-    columns = ("layer", "tokens to 95 %, least head", "median head", "most", "growth", "mass kept", "lowest head", "safe heads")
+    columns = (
+        "layer",
+        "tokens to 95 %: least",
+        "median head",
+        "most",
+        "growth",
+        "mass kept",
+        "lowest head",
+        "safe heads",
+    )
     table = _table(*columns)
     heads = result["per_layer_and_head"]
     needs = np.array(heads["median_tokens_to_95"][str(result["contexts"][-1])])
@@ -52,8 +61,8 @@ def sentences(result: dict[str, Any]) -> list[str]:
             "constant budget suits them for ever."
         )
     lines.append(
-        f"Kept at {last:,} by {who} of {result['budget_tokens']:,} tokens: {result['mass_kept']['mean']:.3f} of the mass "
-        f"(p10 {result['mass_kept']['p10']:.3f}); the best list of so many tokens: {result['oracle_mass_kept']['mean']:.3f}."
+        f"Kept at {last:,} by {who} of {result['budget_tokens']:,} tokens: {result['mass_kept']['mean']:.3f} of the "
+        f"mass (p10 {result['mass_kept']['p10']:.3f}); the best list: {result['oracle_mass_kept']['mean']:.3f}."
     )
     lines.append(
         f"Safe heads (at least {SAFE_MASS:.0%} kept in {SAFE_QUERIES:.0%} of the queries): "
@@ -63,19 +72,44 @@ def sentences(result: dict[str, Any]) -> list[str]:
         gap = result["support_gap"]
         lines.append(
             f"Support gap of the routed pages: median {gap['median_nats']:.2f} nats, above 0 for "
-            f"{gap['share_positive']:.1%} of the queries: it is the mass bound that decides, not the gap."
+            f"{gap['share_positive']:.1%} of the queries; where it is below 0, only the mass left out says what is lost."
         )
+    if result["anchors"]["tokens_per_kv_head"]:
+        lines.append(_anchors(result))
     if "hull_face" in result:
         face = result["hull_face"]
         lines.append(
-            f"The hull's active face: median {face['tokens']['median']:.0f} keys, gap {face['support_gap']['median']:.2g}, "
-            f"and {face['softmax_mass']['median']:.0%} of the softmax: another operator than softmax attention."
+            f"The hull's active face: median {face['tokens']['median']:.0f} keys, gap {face['support_gap']['median']:.2g}; "
+            f"{face['softmax_mass']['median']:.0%} of the softmax lies on it, so the projection is another operator."
         )
     if "certificate" in result:
         lines.append(_certificate(result["certificate"]))
     if result["windowed_layers"]:
         lines.append(f"Not looked at, since they see a sliding window: layers {result['windowed_layers']}.")
     return lines
+
+
+def ranges(numbers: list[int]) -> str:
+    """ "1-3, 7" for [1, 2, 3, 7]."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
+def _anchors(result: dict[str, Any]) -> str:
+    found, by_layer = result["anchors"], result["per_layer"]["anchor_mass"]
+    where = [number for number, mass in zip(result["layers"], by_layer, strict=True) if mass > 0.05]
+    text = (
+        "Anchors, tokens inside a text that all late queries attend to: "
+        f"{found['tokens_per_kv_head']:.1f} for a KV head on average, {found['mass']:.1%} of the mass; "
+        f"over 5 % in layers {ranges(where) or 'none'}."
+    )
+    share = found.get("share_of_omitted", 0)
+    return text + (f" {share:.0%} of what routing leaves out lies on them: pin their pages." if share > 0.1 else "")
 
 
 def _certificate(found: dict[str, Any]) -> str:

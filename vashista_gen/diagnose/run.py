@@ -23,7 +23,7 @@ def main(
     spec: Path | None = None, contexts: Sequence[int] | None = None, queries: int = 16, windows: int = 1,
     budget: int = BUDGET, hull: bool = True,
 ) -> int:  # fmt: skip
-    """Looks at a model over texts, or at a file of tensors; prints tables and a spec, writes diagnose.json, .png and .yaml.
+    """Looks at a model over texts, or at a file of tensors; prints tables and a spec; writes JSON, picture and spec.
 
     queries: for each context and document; windows: documents of each text. Returns 0. Raises UsageError for wrong
     inputs or lengths, SpecError where the model's shape cannot be compiled, DriftError for a stale package,
@@ -42,7 +42,8 @@ def main(
         result, shape = _of_tensors(tensors, package, budget, console, hull)
     else:
         result, shape = _of_model(model, texts, package, budget, console, contexts, queries, windows, hull)
-    result |= {"spec": package.SPEC["name"] if package else None, "group_size": shape["num_q_heads"] // shape["num_kv_heads"]}
+    result["spec"] = package.SPEC["name"] if package else None
+    result["group_size"] = shape["num_q_heads"] // shape["num_kv_heads"]
     text = recommend.recommend(result, name=recommend.spec_name(result["model"]), **shape)
     for table in (report.contexts(result), report.layers(result)):
         console.print(table, crop=False, highlight=False)
@@ -148,11 +149,11 @@ def _finite(value: Any) -> Any:
 
 
 @contextmanager
-def progress(console: Console, total: int) -> Iterator[Callable[[], None]]:
+def progress(console: Console, total: int, what: str = "layers") -> Iterator[Callable[[], None]]:
     """A bar over layers on a terminal; call what it gives after each."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("layers"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
         yield lambda: bar.advance(task)

@@ -12,7 +12,7 @@ SHARES = (0.90, 0.95, 0.98, 0.99)  # of the softmax mass
 
 
 def tokens_to(weights: torch.Tensor, shares: tuple[float, ...]) -> torch.Tensor:
-    """The fewest tokens whose weights reach each share of their sum, int64 [shares, ...]; weights [..., tokens] >= 0."""
+    """Fewest tokens whose weights reach each share of their sum, int64 [shares, ...]; weights [..., tokens] >= 0."""
     reached = weights.sort(dim=-1, descending=True).values.double().cumsum(-1)
     # the last sum, not 1: a share of .99 is then reached whatever float32 made of the sum
     total = reached[..., -1:]

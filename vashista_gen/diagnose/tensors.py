@@ -39,9 +39,7 @@ def read(path: Path) -> list[Layer]:
     _check(path, q, k, v)
     positions = _positions(path, positions, q.shape[2], k.shape[2])
     scale = _scale(path, metadata.get("sm_scale"), q.shape[3])
-    return [
-        Layer(i, q[i].float(), k[i].float(), v[i].float(), positions, scale) for i in range(q.shape[0])
-    ]
+    return [Layer(i, q[i].float(), k[i].float(), v[i].float(), positions, scale) for i in range(q.shape[0])]
 
 
 def _check(path: Path, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
