@@ -25,7 +25,7 @@ class Anchors(NamedTuple):
 
 
 def anchors(layer: Layer, routed: list[torch.Tensor] | None = None) -> Anchors:
-    """Late queries: those in the last quarter of the longest context. routed: of each KV head, bool [queries, tokens]."""
+    """Late queries: in the last quarter of the longest context. routed: of each KV head, bool [queries, tokens]."""
     late = layer.positions >= layer.positions[-1] * 3 // 4
     end = int(layer.positions[late][0]) - RECENT
     masks, mass, mass_omitted, omitted = [], [], [], []

@@ -72,15 +72,15 @@ def sentences(result: dict[str, Any]) -> list[str]:
         gap = result["support_gap"]
         lines.append(
             f"Support gap of the routed pages: median {gap['median_nats']:.2f} nats, above 0 for "
-            f"{gap['share_positive']:.1%} of the queries; where it is below 0, only the mass left out says what is lost."
+            f"{gap['share_positive']:.1%} of the queries. Below 0 only the mass left out says what is lost."
         )
     if result["anchors"]["tokens_per_kv_head"]:
         lines.append(_anchors(result))
     if "hull_face" in result:
         face = result["hull_face"]
         lines.append(
-            f"The hull's active face: median {face['tokens']['median']:.0f} keys, gap {face['support_gap']['median']:.2g}; "
-            f"{face['softmax_mass']['median']:.0%} of the softmax lies on it, so the projection is another operator."
+            f"The hull's active face: {face['tokens']['median']:.0f} keys, gap {face['support_gap']['median']:.2g}; "
+            f"{face['softmax_mass']['median']:.0%} of the softmax lies on it, so it is another operator."
         )
     if "certificate" in result:
         lines.append(_certificate(result["certificate"]))
