@@ -103,7 +103,7 @@ def test_a_recommendation_follows_the_needs():
 
 @pytest.mark.parametrize(
     ("model", "name"),
-    [("SmolLM2-135M", "smollm2_135m_sparse"), ("7B!", "model_7b_sparse"), ("x" * 99, "x" * 48 + "_sparse")],
+    [("SmolLM2-135M", "smollm2_135m_sparse"), ("7B!", "model_7b_sparse"), ("x" * 99, 48 * "x" + "_sparse")],
 )
 def test_a_spec_has_a_right_name(model, name):
     assert recommend.spec_name(model) == name
@@ -112,6 +112,7 @@ def test_a_spec_has_a_right_name(model, name):
 def test_the_command_line_imports_nothing_heavy_for_it():
     import subprocess
 
-    code = "import sys, vashista_gen.cli.main; print({'torch', 'numpy', 'transformers', 'matplotlib'} & sys.modules.keys())"
+    heavy = "{'torch', 'numpy', 'transformers', 'matplotlib'}"
+    code = f"import sys, vashista_gen.cli.main; print({heavy} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

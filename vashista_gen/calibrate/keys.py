@@ -6,7 +6,7 @@ import torch
 
 from vashista_gen.diagnose.layer import Layer
 
-SMALLEST = 1e-6  # of a head's mean square: channels that are always 0 get a scale all the same
+SMALLEST = 1e-10  # of a head's mean square: channels that are always 0 get a scale all the same
 
 
 class KeyStatistics:
