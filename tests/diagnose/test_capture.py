@@ -68,15 +68,22 @@ def test_soft_capped_attention_is_refused(model):
         attention(model.model.layers[0].self_attn, q, k, k, None, capture=Capture(model, print), softcap=30.0)
 
 
-@pytest.mark.parametrize(("contexts", "count", "step"), [([2048, 8192], 16, 16), ([100], 3, 16), ([64], 50, 128)])
+@pytest.mark.parametrize(
+    ("contexts", "count", "step"), [([2048, 8192], 16, 16), ([100], 3, 16), ([64], 50, 16), ([1000], 8, 128)]
+)
 def test_queries_are_at_page_ends_in_the_last_quarter(contexts, count, step):
     positions = query_positions(contexts, count, step)
     assert positions == sorted(set(positions))
     assert all((p + 1) % step == 0 for p in positions)
-    for p in positions[: len(positions) if step <= min(contexts) else 0]:
+    for p in positions:
         context = context_of(p, contexts)
-        assert context * 3 // 4 - step < p < context
-    if (contexts, count) == ([2048, 8192], 16):
+        assert context * 3 // 4 - step <= p < context
+    if count == 16:
         assert len(positions) == 32
         assert positions[15] == 2047
         assert positions[-1] == 8191
+
+
+def test_a_context_of_few_pages_is_refused():
+    with pytest.raises(UsageError, match="a context of 63 tokens"):
+        query_positions([63, 200], 4, 16)

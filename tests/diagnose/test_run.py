@@ -87,8 +87,8 @@ def test_mistakes_end_with_2_and_a_next_step(words, message):
 def test_a_recommendation_follows_the_needs():
     def text(needs, **shape):
         summary = {
-            "contexts": [8192], "per_layer_and_kv_head": {"mean_group_tokens_to_98": needs}, "heads_safe": 1, "heads": 4,
-            "budget_tokens": 512,
+            "contexts": [8192], "per_layer_and_kv_head": {"mean_group_tokens_to_98": needs}, "budget_tokens": 512,
+            "heads_safe": 1, "heads": 4,
         }  # fmt: skip
         model = {"num_q_heads": 4, "num_kv_heads": 2, "head_dim": 64, "sm_scale": 0.125} | shape
         return recommend.recommend(summary, name="made", **model)

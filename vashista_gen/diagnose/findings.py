@@ -160,7 +160,7 @@ class Findings:
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
-    low, median, p90, p99 = np.quantile(values, [0.1, 0.5, 0.9, 0.99])
+    low, median, p90, p99 = np.quantile(values, [0.1, 0.5, 0.9, 0.99], method="inverted_cdf")  # may hold inf
     return {
         "mean": float(values.mean()), "p10": float(low), "median": float(median), "p90": float(p90), "p99": float(p99)
     }  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vashista_gen.errors import UsageError
+
 if TYPE_CHECKING:
     import torch
 
@@ -43,12 +45,18 @@ def query_positions(contexts: list[int], count: int, step: int) -> list[int]:
     """About `count` positions for each context length c, evenly over (3c/4, c], each the last token of `step` tokens.
 
     A query at the end of a page sees whole pages only, as their summaries do: later tokens of its page leak nothing.
+    UsageError for a context of less than 4 * `step` tokens.
     """
+    if min(contexts) < 4 * step:
+        raise UsageError(
+            f"a context of {min(contexts)} tokens, and queries stand at ends of pages of {step} in the last quarter",
+            f"ask for a context of {4 * step} tokens or more",
+        )
     chosen: set[int] = set()
     for context in contexts:
         for i in range(count):
             length = context - (context // 4) * (count - 1 - i) // count
-            chosen.add(max(step, length // step * step) - 1)
+            chosen.add(length // step * step - 1)
     return sorted(chosen)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vashista_gen.demo import model as packaged
-from vashista_gen.errors import UsageError
+from vashista_gen.errors import MissingEnvironmentError, UsageError
 
 NEEDED = ("torch", "transformers")
 
@@ -33,7 +34,10 @@ def load(name: str) -> Loaded:
     Raises UsageError for a path that is neither, MissingEnvironmentError where a package is missing.
     """
     is_gguf = name == "smollm2" or name.endswith(".gguf")
-    packaged.require((*NEEDED, "gguf", "accelerate") if is_gguf else NEEDED)
+    needed = (*NEEDED, "gguf", "accelerate") if is_gguf else NEEDED
+    missing = [one for one in needed if importlib.util.find_spec(one) is None]
+    if missing:
+        raise MissingEnvironmentError(f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}")
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -59,7 +59,7 @@ def _grows(axes, result):
     flat = result["heads_flat"]
     text = "" if flat is None else f": {flat} of {result['heads']} heads stay flat"
     axes.set_title(f"Growth with the context{text}", fontsize=11, color=INK)
-    axes.legend(fontsize=8.5, frameon=False, loc="upper left")
+    axes.legend(fontsize=8.5, ncols=3, loc="lower center", framealpha=0.9, edgecolor="white")
     _bare(axes)
 
 
@@ -92,8 +92,8 @@ def _sorted(axes, result):
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
     axes.set_xlabel("query heads, by what they need")
     axes.set_ylabel("tokens to 95 %: median to p90")
-    axes.set_title("One budget does not suit all heads", fontsize=11, color=INK)
-    axes.legend(fontsize=8.5, frameon=False, loc="upper left")
+    axes.set_title("What each head needs against one budget", fontsize=11, color=INK)
+    axes.legend(fontsize=8.5, frameon=False, loc="lower right")
     _bare(axes)
 
 

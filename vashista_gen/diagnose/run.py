@@ -82,6 +82,10 @@ def _of_model(model, texts, package, budget, console, contexts, queries, windows
     from vashista_gen.diagnose.capture import Capture
 
     lengths = sorted(set(contexts or [c for c in CONTEXTS if c <= loaded.longest] or [loaded.longest]))
+    if lengths[-1] > loaded.longest:
+        raise UsageError(
+            f"--context {lengths[-1]}: {loaded.name} reads {loaded.longest} tokens", f"ask for up to {loaded.longest}"
+        )
     step = package.SPEC["cache"]["page_size"] if package else 16
     positions = query_positions(lengths, queries, step)
     findings = Findings(lengths, budget, package, with_hull=hull)
