@@ -35,13 +35,13 @@ def test_llama3_by_hand() -> None:
     assert cost.summary_bytes_per_token(plan) == 256
     assert cost.summary_share(plan) == 1 / 16
     # 4096 tokens are 256 pages; 64 of them are kept, 1024 tokens, and V of 512; tables 4 * (256 + 8 * 64)
-    assert cost.sparse_bytes(plan, 4096) == cost.StepBytes(MIB, 2 * MIB, MIB, 3072)
+    assert cost.sparse_bytes(plan, 4096) == cost.StepBytes(MIB, 0, 2 * MIB, MIB, 3072)
     assert cost.sparse_bytes(plan, 4096).total == 4 * MIB + 3072
-    assert cost.dense_bytes(plan, 4096) == cost.StepBytes(0, 8 * MIB, 8 * MIB, 1024)
+    assert cost.dense_bytes(plan, 4096) == cost.StepBytes(0, 0, 8 * MIB, 8 * MIB, 1024)
     # a million tokens are 65536 pages of 4096 bytes
-    assert cost.sparse_bytes(plan, 2**20) == cost.StepBytes(256 * MIB, 2 * MIB, MIB, 4 * (65536 + 512))
+    assert cost.sparse_bytes(plan, 2**20) == cost.StepBytes(256 * MIB, 0, 2 * MIB, MIB, 4 * (65536 + 512))
     # up to dense_below, which is what is routed, everything is read, and the list of pages
-    assert cost.sparse_bytes(plan, 1024) == cost.StepBytes(0, 2 * MIB, 2 * MIB, 4 * (64 + 512))
+    assert cost.sparse_bytes(plan, 1024) == cost.StepBytes(0, 0, 2 * MIB, 2 * MIB, 4 * (64 + 512))
     assert cost.scratch_bytes(plan, 4096) == 4 * 40 * (256 + 1024)
     assert cost.scratch_bytes(plan, 1024) == 4 * 40 * 1024
 
@@ -52,7 +52,7 @@ def test_the_last_page_is_not_full() -> None:
     assert not cost.is_routed(plan, 1024)
     assert cost.is_routed(plan, 1025)
     assert cost.routed_tokens(plan, 1025) == 63 * 16 + 1
-    assert cost.value_tokens(plan, 1025) == 512
+    assert cost.kept_tokens(plan, 1025) == 512
     assert cost.crossover(plan) == 1025
 
 
@@ -61,14 +61,14 @@ def test_mean_in_the_caches_type_by_hand() -> None:
     plan = plan_of("specs/paper_mha.yaml")
     assert cost.summary_bytes_per_page(plan) == 32 * 128 * 2 == 8192
     assert cost.summary_share(plan) == 1 / 32
-    assert cost.sparse_bytes(plan, 8192) == cost.StepBytes(512 * 8192, 8 * MIB, MIB, 4 * (512 + 32 * 64))
+    assert cost.sparse_bytes(plan, 8192) == cost.StepBytes(512 * 8192, 0, 8 * MIB, MIB, 4 * (512 + 32 * 64))
 
 
 def test_all_tokens_in_float32_by_hand() -> None:
     # H 2, d 32, b 4; a page: 4 rows of 16 bytes and 32 scales of 4 bytes, twice
     plan = plan_of("specs/tiny.yaml")
     assert cost.summary_bytes_per_page(plan) == 2 * (4 * 16 + 32 * 4) == 384
-    assert cost.sparse_bytes(plan, 1024) == cost.StepBytes(64 * 384, 16 * KIB, 16 * KIB, 4 * (64 + 8))
+    assert cost.sparse_bytes(plan, 1024) == cost.StepBytes(64 * 384, 0, 16 * KIB, 16 * KIB, 4 * (64 + 8))
     assert cost.scratch_bytes(plan, 1024) == 4 * 6 * 64
     assert cost.scratch_bytes(plan, 64) == 0
     assert cost.crossover(plan) == 65  # four pages are read whole; the fifth is the first that is left out
@@ -78,9 +78,9 @@ def test_box_with_tokens_for_each_head_by_hand() -> None:
     # H 2, d 48, b 2; a page: 2 rows of 48 bytes and one scale of 2 bytes, twice; 3 heads of 24 tokens each
     plan = plan_of("tests/golden/hnd_box8.yaml")
     assert cost.summary_bytes_per_page(plan) == 2 * (2 * 48 + 2) == 196
-    assert [cost.value_tokens(plan, n) for n in (24, 48, 49, 72, 73, 128, 129)] == [24, 48, 49, 72, 72, 72, 72]
+    assert [cost.kept_tokens(plan, n) for n in (24, 48, 49, 72, 73, 128, 129)] == [24, 48, 49, 72, 72, 72, 72]
     assert cost.routed_tokens(plan, 129) == 97
-    assert cost.sparse_bytes(plan, 4096) == cost.StepBytes(128 * 196, 128 * 192, 72 * 192, 4 * (128 + 8))
+    assert cost.sparse_bytes(plan, 4096) == cost.StepBytes(128 * 196, 0, 128 * 192, 72 * 192, 4 * (128 + 8))
 
 
 def test_time_bound() -> None:
@@ -124,5 +124,5 @@ def test_crossover_is_where_sparse_wins_for_good(plan: Plan) -> None:
 
 @given(plans(), st.integers(0, 5000))
 def test_counts_stay_in_their_bounds(plan: Plan, context: int) -> None:
-    assert 0 <= cost.value_tokens(plan, context) <= cost.routed_tokens(plan, context) <= context
+    assert 0 <= cost.kept_tokens(plan, context) <= cost.routed_tokens(plan, context) <= context
     assert cost.sparse_bytes(plan, context).keys <= cost.dense_bytes(plan, context).keys

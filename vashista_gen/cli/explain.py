@@ -24,7 +24,7 @@ def run(path: Path, context: str | None, batch: int) -> None:
     plan = make_plan(load(path))
     console = output()
     say(console, f"{plan.spec.name}  {plan.spec.source.file}", "bold")
-    for text in (words.shape(plan), words.summary(plan), words.routing(plan), words.candidates(plan)):
+    for text in (words.shape(plan), words.summary(plan), words.routing(plan), words.candidates(plan), words.certificate(plan)):
         _paragraph(console, text)
     _kernels(console, plan)
     _bytes(console, plan, contexts)
@@ -41,12 +41,15 @@ def _kernels(console: Console, plan: Plan) -> None:
 
 
 def _bytes(console: Console, plan: Plan, contexts: tuple[int, ...]) -> None:
-    numbers = ("context", "dense", "sparse", "share", "summaries", "token K", "token V", "tables")
+    numbers = ("context", "dense", "sparse", "share", "summaries", "sketches", "token K", "token V", "tables", "certificate")
     _title(console, "Bytes read for one sequence and layer")
     table = new_table(*numbers, right=numbers)
     for context in contexts:
         dense, sparse = cost.dense_bytes(plan, context).total, cost.sparse_bytes(plan, context)
-        parts = (sparse.summaries, sparse.keys, sparse.values, sparse.tables)
+        parts = (
+            *(sparse.summaries, sparse.sketches, sparse.keys, sparse.values, sparse.tables),
+            cost.certificate_bytes(plan, context),
+        )
         share = f"{sparse.total / dense:.1%}"
         table.add_row(tokens(context), size(dense), size(sparse.total), share, *map(size, parts))
     show(console, table, keep_lines=True)
@@ -60,6 +63,8 @@ def _bytes(console: Console, plan: Plan, contexts: tuple[int, ...]) -> None:
         _paragraph(
             console, f"The sparse step reads fewer bytes than the dense one from a context of {least:,} tokens on."
         )
+    if plan.certified:
+        _paragraph(console, "A certificate's bytes are not in the share: it is computed when it is asked for, or acted on.")
     if plan.spec.candidates.tokens is not None and plan.spec.candidates.share == "head" and plan.spec.group_size > 1:
         _paragraph(
             console,

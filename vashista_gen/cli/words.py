@@ -21,9 +21,18 @@ KERNELS = {
     "score_pages": Kernel("step", "q, summaries of every page, block_table", "a score for each query head and page"),
     "select_pages": Kernel("step", "page scores", "selected_pages: P for each KV head"),
     "order_pages": Kernel("instead", "pages given by the caller", "selected_pages, ascending, each once"),
-    "token_logits": Kernel("step", "q, K of the selected pages, block_table", "logits of their tokens"),
-    "prune_tokens": Kernel("step", "logits", "-inf for all but the K_c largest"),
-    "attend_logits": Kernel("step", "logits, V of the tokens kept, block_table", "out and lse of each split"),
+    "sketch_pages": Kernel("append", "K of the pages appended to", "their tokens' sketches, in place"),
+    "measure_pages": Kernel("append", "K and V of the pages appended to", "their radii, in place"),
+    "prepare_queries": Kernel("step", "q, centres, balances", "rotated queries and their norms"),
+    "score_tokens": Kernel("step", "q, K or sketches of the selected pages", "a score for each query head and token"),
+    "choose_tokens": Kernel("step", "token scores", "selected_tokens, and which heads keep each"),
+    "attend_tokens": Kernel("step", "q, K and V of the selected tokens, block_table", "out and lse of each split"),
+    "bound_tokens": Kernel("step", "sketches and residuals of every token", "the omitted tokens' mass, in parts"),
+    "estimate_omitted": Kernel("step", "page and token scores", "the omitted tokens' mass, in parts"),
+    "certify": Kernel("step", "the omitted mass, out, lse, radii", "the certificate"),
+    "attend_failed": Kernel("failed", "q, K and V of every token of rows not certified", "out and lse of each split"),
+    "merge_failed": Kernel("failed", "out and lse of the splits", "out and lse of rows not certified"),
+    "settle": Kernel("failed", "", "their certificate: nothing is left out"),
     "attend_pages": Kernel("step", "q, K and V of the selected pages, block_table", "out and lse of each split"),
     "attend_dense": Kernel("dense", "q, K and V of every token, block_table", "out and lse of each split"),
     "merge_splits": Kernel("step", "out and lse of the splits", "out and lse"),
@@ -33,12 +42,14 @@ WHEN = {
     "step": "each step",
     "append": "after an append",
     "instead": "for given pages",
+    "failed": "rows not certified",
     "dense": "decode_dense",
     "caller": "merge_states",
 }
 _SUMMARIES = {
     "mean": "the mean of its keys",
     "subpage_mean": "the means of its groups of {subpage} tokens",
+    "sketch": "its tokens' sketches",
     "box": "the least and the greatest value of its keys in each channel (box weight {box_weight:g})",
 }
 _SCALES = {
@@ -69,14 +80,24 @@ def shape(plan: Plan) -> str:
 
 
 def summary(plan: Plan) -> str:
-    """What is kept of a page, and what that costs."""
-    routing = plan.spec.routing
-    what = _SUMMARIES[routing.summary].format(subpage=routing.subpage, box_weight=routing.box_weight or 0)
-    stored = _SCALES[plan.summary_scale].format(bits=routing.summary_bits, dtype=plan.spec.cache.kv_dtype)
-    return (
-        f"A page is summarised by {what}, stored as {stored}: {cost.summary_bytes_per_page(plan):,} bytes a page and "
-        f"layer, {cost.summary_bytes_per_token(plan):,.4g} a token, {cost.summary_share(plan):.1%} of the KV cache."
-    )
+    """What is kept of a page and of a token beside the cache, and what that costs."""
+    routing, texts = plan.spec.routing, []
+    if not plan.scores_by_sketch:
+        what = _SUMMARIES[routing.summary].format(subpage=routing.subpage, box_weight=routing.box_weight or 0)
+        stored = _SCALES[plan.summary_scale].format(bits=routing.summary_bits, dtype=plan.spec.cache.kv_dtype)
+        texts.append(
+            f"A page is summarised by {what}, stored as {stored}: {cost.summary_bytes_per_page(plan):,} bytes a page and "
+            f"layer, {cost.summary_bytes_per_token(plan):,.4g} a token, {cost.summary_share(plan):.1%} of the KV cache."
+        )
+    if plan.sketch:
+        sketch = plan.spec.sketch
+        how = "a scale for each page and channel" if sketch.transform == "page_channel" else "Hadamard-rotated, a scale each"
+        a_token = cost.sketch_bytes_per_page(plan) / plan.spec.cache.page_size
+        texts.append(
+            f"A token is sketched by {sketch.bits}-bit codes of its key ({how}) and a residual norm: {a_token:,.4g} bytes a "
+            f"token and layer, {a_token / cost.token_bytes(plan):.1%} of the KV cache."
+        )
+    return " ".join(texts)
 
 
 def routing(plan: Plan) -> str:
@@ -97,13 +118,34 @@ def candidates(plan: Plan) -> str:
     """Which tokens are attended to, and with what weights."""
     spec = plan.spec
     weights = f"Weights: softmax(s / {spec.attention.epsilon:g}), s = {spec.model.sm_scale:.6g} <q, k>."
-    if spec.candidates.tokens is None:
+    chosen = spec.candidates
+    if not plan.token_budget:
         return f"All their tokens are attended to. {weights}"
-    lists = "for each query head" if spec.candidates.share == "head" else "for the group together"
+    if chosen.pages is not None:
+        by = "their sketches" if plan.sketch else "exact logits"
+        return f"Of them the {chosen.pages} pages with most of the softmax mass by {by} are attended to. {weights}"
+    lists = "for each query head" if chosen.share == "head" else "for the group together"
     if spec.group_size == 1:
         lists = "for each head"
-    below = max(plan.dense_below, spec.candidates.tokens)
+    by = "logits by their sketches" if plan.sketch else "logits"
+    count = f"{plan.kept_tokens:,}"
+    if chosen.mass is not None:
+        count = f"fewest that reach {chosen.mass:.1%} of their softmax mass, {plan.least_tokens:,} to {count},"
+    below = max(plan.dense_below, plan.least_tokens if chosen.mass is not None else plan.kept_tokens)
     return (
-        f"Of their tokens the {spec.candidates.tokens:,} with the largest logits are attended to, chosen {lists}; "
+        f"Of their tokens the {count} with the largest {by} are attended to, chosen {lists}; "
         f"contexts up to {below:,} keep every token. {weights}"
     )
+
+
+def certificate(plan: Plan) -> str:
+    """What a step says of the tokens left out, and what it does about it."""
+    spec = plan.spec
+    if not plan.certified:
+        return "No certificate: what the tokens left out weigh is not stated."
+    action = {
+        "dense": "rows that fail are attended to in whole",
+        "expand": f"rows that fail are tried with twice the pages, {plan.expand_rounds} times, then attended to in whole",
+        "capped": "rows that fail keep their result, with the flag",
+    }[spec.fallback]
+    return f"{plan.certificate_in_words} A row is certified at leakage <= {spec.certificate.tolerance:g}; {action}."

@@ -24,6 +24,7 @@ class StepBytes:
     """Bytes one step reads for one sequence and layer, by what they are."""
 
     summaries: int
+    sketches: int
     keys: int
     values: int
     tables: int
@@ -31,7 +32,7 @@ class StepBytes:
     @property
     def total(self) -> int:
         """All of them."""
-        return self.summaries + self.keys + self.values + self.tables
+        return self.summaries + self.sketches + self.keys + self.values + self.tables
 
 
 def item_bytes(plan: Plan) -> int:
@@ -55,10 +56,35 @@ def summary_bytes_per_page(plan: Plan) -> int:
     rows = plan.summary_rows; 16 bits are an item of the cache (b bytes); scales: d where each channel of a page has
     one, 1 where a page has one, none for 16 bits.
     """
+    if plan.scores_by_sketch:
+        return 0
     head_dim, bits = plan.spec.model.head_dim, plan.spec.routing.summary_bits
     row = head_dim * item_bytes(plan) if bits == 16 else head_dim * bits // 8
     scales = {"page_channel": head_dim, "page": 1, None: 0}[plan.summary_scale]
     return plan.spec.model.num_kv_heads * (plan.summary_rows * row + scales * item_bytes(plan))
+
+
+def sketch_bytes_per_page(plan: Plan, residuals: bool = True) -> int:
+    """H (page_size d bits/8 + scales b + page_size b): bytes of one page's sketches, with their residual norms or without.
+
+    scales: d where each channel of a page has one, page_size where each token has one. 0 without sketches.
+    """
+    sketch, model, page_size = plan.spec.sketch, plan.spec.model, plan.spec.cache.page_size
+    if sketch.bits is None:
+        return 0
+    scales = page_size if sketch.transform == "hadamard" else model.head_dim
+    floats = scales + (page_size if residuals else 0)
+    return model.num_kv_heads * (page_size * model.head_dim * sketch.bits // 8 + floats * item_bytes(plan))
+
+
+def certificate_bytes(plan: Plan, context: int) -> int:
+    """What a certificate reads on top of a step: every sketch, residual and radius; page and token scores are scratch."""
+    if not plan.certified:
+        return 0
+    a_page = 8 * plan.spec.model.num_kv_heads
+    if plan.spec.certificate.kind != "estimate":
+        a_page += sketch_bytes_per_page(plan)
+    return pages_of(plan, context) * a_page
 
 
 def summary_bytes_per_token(plan: Plan) -> float:
@@ -87,36 +113,48 @@ def routed_tokens(plan: Plan, context: int) -> int:
     return plan.spec.routing.pages * page_size - (pages_of(plan, context) * page_size - context)
 
 
-def value_tokens(plan: Plan, context: int) -> int:
-    """Tokens whose V is read for one KV head.
+def kept_tokens(plan: Plan, context: int) -> int:
+    """Tokens whose K and V are read for one KV head, at most.
 
     All routed ones without a token budget and for contexts up to max(dense_below, K_c); above, K_c when a group shares
     its tokens, and at most group_size K_c (no two heads keep the same token) when each query head has its own.
     """
     routed, candidates = routed_tokens(plan, context), plan.spec.candidates
-    if candidates.tokens is None or context <= max(plan.dense_below, candidates.tokens):
+    if not plan.token_budget or context <= max(plan.dense_below, plan.kept_tokens):
         return routed
     lists = plan.spec.group_size if candidates.share == "head" else 1
-    return min(routed, lists * candidates.tokens)
+    return min(routed, lists * plan.kept_tokens)
 
 
 def dense_bytes(plan: Plan, context: int) -> StepBytes:
     """K and V of every token, H d b context each, and a block table entry of 4 bytes a page."""
     half = token_bytes(plan) // 2 * context
-    return StepBytes(0, half, half, INDEX_BYTES * pages_of(plan, context))
+    return StepBytes(0, 0, half, half, INDEX_BYTES * pages_of(plan, context))
 
 
 def sparse_bytes(plan: Plan, context: int) -> StepBytes:
-    """Summaries of every page if pages are scored, K of the routed tokens, V of the candidates, and the tables.
+    """What routing and scoring read, K and V of the candidates, and the tables.
 
-    H d b routed_tokens for K, H d b value_tokens for V; 4 bytes a page for block_table and 4 H P for selected_pages.
+    Summaries of every page (or every sketch, when pages are scored by sketches) if pages are scored. With a token budget
+    the routed tokens are scored by their sketches, or by their keys, H d b routed_tokens, which are then counted under
+    keys. H d b kept_tokens each for K and V; 4 bytes a page for block_table and 4 H P for selected_pages.
     """
     model, pages = plan.spec.model, pages_of(plan, context)
     half = token_bytes(plan) // 2
+    routed_pages = min(pages, plan.spec.routing.pages)
+    sketches = keys = 0
+    if is_routed(plan, context) and plan.scores_by_sketch:
+        sketches += pages * sketch_bytes_per_page(plan, residuals=False)
+    if plan.token_list and plan.sketch:
+        sketches += routed_pages * sketch_bytes_per_page(plan, residuals=False)
+    elif plan.token_list:
+        keys = half * routed_tokens(plan, context)
     return StepBytes(
         summaries=pages * summary_bytes_per_page(plan) if is_routed(plan, context) else 0,
-        keys=half * routed_tokens(plan, context),
-        values=half * value_tokens(plan, context),
+        sketches=sketches,
+        # keys scored exactly are read again for the tokens kept, mostly out of the L2 cache: they count once
+        keys=max(keys, half * kept_tokens(plan, context)),
+        values=half * kept_tokens(plan, context),
         tables=INDEX_BYTES * (pages + model.num_kv_heads * plan.spec.routing.pages),
     )
 
@@ -129,7 +167,7 @@ def scratch_bytes(plan: Plan, context: int) -> int:
     """
     heads, routing = plan.spec.model.num_q_heads + plan.spec.model.num_kv_heads, plan.spec.routing
     scored = pages_of(plan, context) if is_routed(plan, context) else 0
-    slots = routing.pages * plan.spec.cache.page_size if plan.token_budget else 0
+    slots = routing.pages * plan.spec.cache.page_size if plan.token_list else 0
     return SCRATCH_BYTES * heads * (scored + slots)
 
 

@@ -37,17 +37,133 @@ class Plan:
 
     @property
     def token_budget(self) -> bool:
-        """Whether K_c tokens are kept out of the routed pages (False: all of them)."""
-        return self.spec.candidates.tokens is not None
+        """Whether tokens are chosen among those of the routed pages (False: all of them are attended to)."""
+        return self.spec.candidates.tokens is not None or self.spec.candidates.pages is not None
+
+    @property
+    def sketch(self) -> bool:
+        """Whether every token has a key sketch."""
+        return self.spec.sketch.bits is not None
+
+    @property
+    def scores_by_sketch(self) -> bool:
+        """Whether pages are scored by their tokens' sketches: there are no page summaries then."""
+        return self.spec.routing.summary == "sketch"
+
+    @property
+    def certified(self) -> bool:
+        """Whether a step can say what it left out."""
+        return self.spec.certificate.kind != "none"
+
+    @property
+    def retries(self) -> bool:
+        """Whether rows whose certificate fails are computed again."""
+        return self.certified and self.spec.fallback != "capped"
+
+    @property
+    def token_list(self) -> bool:
+        """Whether candidates are a list of tokens; else attention goes over the selected pages as they are."""
+        return self.token_budget or self.certified
+
+    @property
+    def kept_tokens(self) -> int:
+        """K_c: tokens kept for each list, all those of the routed pages when nothing is dropped."""
+        candidates, routing, page_size = self.spec.candidates, self.spec.routing, self.spec.cache.page_size
+        if candidates.pages is not None:
+            return candidates.pages * page_size
+        return routing.pages * page_size if candidates.tokens is None else candidates.tokens
+
+    @property
+    def least_tokens(self) -> int:
+        """The fewest tokens that a mass budget keeps: those always kept, unless the spec says."""
+        routing, candidates = self.spec.routing, self.spec.candidates
+        always = (routing.sink_pages + routing.recent_pages) * self.spec.cache.page_size
+        return min(self.kept_tokens, always if candidates.min_tokens is None else candidates.min_tokens)
+
+    @property
+    def sketch_blocks(self) -> tuple[int, ...]:
+        """Sizes, descending powers of two, of the Hadamard blocks that make up a head's channels."""
+        head_dim = self.spec.model.head_dim
+        return tuple(1 << bit for bit in range(head_dim.bit_length() - 1, -1, -1) if head_dim >> bit & 1)
+
+    @property
+    def expand_rounds(self) -> int:
+        """How often fallback expand doubles the pages before it attends to all."""
+        if self.spec.fallback != "expand":
+            return 0
+        most = self.spec.certificate.expand_pages or 4 * self.spec.routing.pages
+        return (most // self.spec.routing.pages).bit_length() - 1
 
     @property
     def kernels(self) -> tuple[str, ...]:
         """Names of the package's kernels, in the order a decode step runs them."""
-        attend = ("token_logits", "prune_tokens", "attend_logits") if self.token_budget else ("attend_pages",)
+        bound = "estimate_omitted" if self.spec.certificate.kind == "estimate" else "bound_tokens"
         return (
-            *("summarize", "score_pages", "select_pages", "order_pages", *attend),
+            *(() if self.scores_by_sketch else ("summarize",)),
+            *(("sketch_pages",) if self.sketch else ()),
+            *(("measure_pages",) if self.certified else ()),
+            *(("prepare_queries",) if self.sketch else ()),
+            *("score_pages", "select_pages", "order_pages"),
+            *(("score_tokens", "choose_tokens", "attend_tokens") if self.token_list else ("attend_pages",)),
+            *((bound, "certify") if self.certified else ()),
+            *(("attend_failed", "merge_failed", "settle") if self.retries else ()),
             *("attend_dense", "merge_splits", "merge_states"),
         )
+
+    @property
+    def summary_fields(self) -> tuple[str, ...]:
+        """Tensors of a package's Summaries, in order; the first `renewed_fields` of them are renewed after an append."""
+        pages = () if self.scores_by_sketch else ("values",) if self.spec.routing.summary_bits == 16 else ("codes", "scales")
+        return (
+            *pages,
+            *(("sketch_codes", "sketch_scales", "sketch_residuals") if self.sketch else ()),
+            *(("radii",) if self.certified else ()),
+            *(("center", "balance") if self.sketch else ()),
+            *(("value_center", "margin") if self.certified else ()),
+        )
+
+    @property
+    def renewed_fields(self) -> int:
+        """How many of `summary_fields` hold something of every page."""
+        return len([name for name in self.summary_fields if name not in ("center", "balance", "value_center", "margin")])
+
+    @property
+    def summary_schema(self) -> str:
+        """The fields as arguments of a torch op; renewed ones are written to."""
+        alias = lambda i: f"({chr(ord('a') + i)}!)" if i < self.renewed_fields else ""
+        return ", ".join(f"Tensor{alias(i)} {name}" for i, name in enumerate(self.summary_fields))
+
+    @property
+    def kernel_modules(self) -> tuple[str, ...]:
+        """Modules of the package that hold kernels."""
+        return (
+            *("attend", "merge", "select"),
+            *(("sketch",) if self.scores_by_sketch else ("score", "summarize")),
+            *(("sketch",) if self.sketch and not self.scores_by_sketch else ()),
+            *(("tokens",) if self.token_list else ()),
+            *(("certify",) if self.certified else ()),
+        )
+
+    @property
+    def choice_in_words(self) -> str:
+        """How choose_tokens chooses, for its docstring."""
+        candidates = self.spec.candidates
+        if candidates.pages is not None:
+            return f"Kept: the {candidates.pages} pages with the largest share of the group's softmax mass."
+        whose = "the group's softmax mass" if candidates.share == "group" else "each head's own logits"
+        if candidates.mass is not None:
+            return f"Kept: the fewest tokens that reach {candidates.mass:g} of {whose}, {self.least_tokens} to {self.kept_tokens}."
+        return f"Kept: the {self.kept_tokens} largest by {whose}; those of sink, recent and pinned pages always."
+
+    @property
+    def certificate_in_words(self) -> str:
+        """What a package's certificate is: proof, statistics or estimate."""
+        return {
+            "none": "",
+            "estimate": "Here U is an ESTIMATE from page scores, no bound: it can be too small.",
+            "calibrated": "Here log U is the sketches' log-sum-exp plus a CALIBRATED margin: it covers as often as it was measured to.",
+            "rigorous": "Here u_j >= s_j is proved by the sketches' residuals, every rounding outward: a RIGOROUS bound.",
+        }[self.spec.certificate.kind]
 
     @property
     def cache_shape(self) -> str:
@@ -89,17 +205,30 @@ class Plan:
             values["BOX_WEIGHT"] = routing.box_weight
         if routing.summary_bits != 16:
             values["CODE_MAX"] = 2 ** (routing.summary_bits - 1) - 1
-        if spec.candidates.tokens is not None:
-            values["TOP_TOKENS"] = spec.candidates.tokens
+        if self.token_list:
+            values["TOP_TOKENS"] = self.kept_tokens
             values["DENSE_BELOW"] = self.dense_below
+        if spec.candidates.mass is not None:
+            values |= {"MASS": spec.candidates.mass, "MIN_TOKENS": self.least_tokens}
+        if spec.sketch.bits is not None:
+            values["SKETCH_BITS"] = spec.sketch.bits
+            values["SKETCH_WIDTH"] = model.head_dim * spec.sketch.bits // 8
+            if spec.sketch.transform == "hadamard":
+                values["HADAMARD_BLOCKS"] = self.sketch_blocks
+        if self.certified:
+            values["TOLERANCE"] = spec.certificate.tolerance
+            values["AUDIT_EVERY"] = spec.certificate.every
+            values["AUDIT_HEADS"] = spec.certificate.heads
+        if self.retries:
+            values["EXPAND_ROUNDS"] = self.expand_rounds
         return values
 
 
 def make_plan(spec: Spec) -> Plan:
     """Chooses tiles and storage for a checked spec."""
     routing, page_size = spec.routing, spec.cache.page_size
-    rows = {"mean": 1, "box": 2}.get(routing.summary) or page_size // routing.subpage
-    scored_rows = rows if routing.summary == "subpage_mean" else 1
+    rows = {"mean": 1, "box": 2, "sketch": page_size}.get(routing.summary) or page_size // routing.subpage
+    scored_rows = rows if routing.summary in ("subpage_mean", "sketch") else 1
     tile_cuda = min(
         (
             attention_tile(page_size, spec.model.head_dim, spec.model.dtype, target).tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ class PagedCache:
     package: a generated package. k_cache and v_cache: [num_pages, page_size, num_kv_heads, head_dim] (NHD) or
     [num_pages, num_kv_heads, page_size, head_dim] (HND), float32 on a CPU and the spec's kv_dtype on a GPU unless
     `dtype` says otherwise; block_table int32 [batch, max_pages]; seq_lens int32 [batch], tokens; summaries as
-    `package.summarize_pages` makes them. These tensors stay the same objects for the cache's life, written in place.
+    `package.summarize_pages` makes them, with `calibration` (one layer's) if given. These tensors stay the same objects for the cache's life, written in place.
     Lengths and tables are also kept on the host, so that growing reads nothing back from the device.
     Raises UsageError for shapes that do not fit and when pages run out; a refused append changes nothing.
     """
@@ -30,6 +31,7 @@ class PagedCache:
         max_pages: int | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
+        calibration: Any = None,
     ) -> None:
         if num_pages < 1 or batch < 1 or (max_pages is not None and max_pages < 1):
             raise UsageError(
@@ -53,7 +55,12 @@ class PagedCache:
         self.block_table = self._table.to(device, copy=True)
         self.seq_lens = self._lens.to(device, copy=True)
         self._free = list(range(num_pages - 1, -1, -1))  # a stack: the page freed last is taken first
-        self.summaries = package.summarize_pages(self.k_cache, self.block_table, self.seq_lens)
+        self._calibration = calibration
+        self.summaries = self._summarize()
+
+    def _summarize(self):
+        tensors = (self.k_cache, self.block_table, self.seq_lens)
+        return self.package.summarize_pages(*tensors, v_cache=self.v_cache, calibration=self._calibration)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -87,7 +94,13 @@ class PagedCache:
         old_lens = self.seq_lens.clone()
         self._lens = new_lens
         self.seq_lens.copy_(new_lens)
-        self.package.update_summaries(self.summaries, self.k_cache, self.block_table, old_lens, self.seq_lens)
+        if not int((self._lens - counts).sum()):
+            # the first tokens of an empty cache: what is centred on means is made from them
+            for kept, new in zip(self.summaries, self._summarize(), strict=True):
+                kept.copy_(new)
+            return
+        tensors = (self.k_cache, self.block_table, old_lens, self.seq_lens)
+        self.package.update_summaries(self.summaries, *tensors, v_cache=self.v_cache)
 
     def free(self, row: int) -> None:
         """Empties a row and gives its pages back. Their contents stay until another row overwrites them."""

@@ -37,8 +37,9 @@ def _check(rule: str, *needs: str) -> Callable[[Callable[..., Problems]], Callab
 
 
 def check_constraints(values: Values, report: Report) -> None:
-    """Record a problem for each broken rule among R9 to R30 that concerns more than the value of one key."""
+    """Record a problem for each broken rule among R9 to R38 that concerns more than the value of one key."""
     _check_only_with(values, report)
+    _check_given(values, report)
     for check in _CHECKS:
         if all(key in values for key in check.needs):
             for key, message, hint in check.run(*(values[key] for key in check.needs)):
@@ -148,6 +149,85 @@ def _dense_contexts_are_routed_whole(dense_below: int, tokens: int | None, pages
     elif dense_below > routed:
         message = f"dense_below {dense_below} is over pages {pages} * page_size {page_size} = {routed}"
         yield "candidates.dense_below", message, f"set candidates.dense_below to at most {routed}"
+
+
+def _check_given(values: Values, report: Report) -> None:
+    """Rules about keys that may be given only beside another one."""
+    for rule, keys, needed, hint in (
+        ("R31", ("sketch.transform", "sketch.balance"), "sketch.bits", "set sketch.bits to 2, 4 or 8, or remove {key}"),
+        ("R33", ("candidates.min_tokens",), "candidates.mass", "set candidates.mass, or remove {key}"),
+    ):
+        for key in keys:
+            if key in values.lines and key in values and needed in values and values[needed] is None:
+                report.add(values.lines[key], rule, f"{key} has no meaning without {needed}", hint.format(key=key))
+    kind = values["certificate.kind"] if "certificate.kind" in values else ""
+    for key in ("certificate.tolerance", "certificate.every", "certificate.heads"):
+        if key in values.lines and key in values and kind == "none":
+            report.add(
+                values.lines[key], "R36", f"{key} has no meaning with certificate kind none", f"remove {key}, or set a kind"
+            )
+
+
+@_check("R32", "routing.summary", "sketch.bits")
+def _summary_sketch_needs_sketches(summary: str, bits: int | None) -> Problems:
+    if summary == "sketch" and bits is None:
+        yield "routing.summary", "summary sketch without sketches", "set sketch.bits to 2, 4 or 8"
+
+
+@_check("R33", "candidates.mass", "candidates.tokens", "candidates.share", "candidates.min_tokens")
+def _mass_has_bounds(mass: float | None, tokens: int | None, share: str, least: int | None) -> Problems:
+    if mass is None:
+        return
+    if tokens is None:
+        yield "candidates.mass", "mass with tokens: all, which keeps every token", "set candidates.tokens to the most to keep"
+    elif least is not None and least > tokens:
+        yield "candidates.min_tokens", f"min_tokens {least} is over tokens {tokens}", f"set it to at most {tokens}"
+    if share != "group":
+        yield "candidates.mass", f"mass with share {share}: one list of a KV head's group reaches it", "set share to group"
+
+
+@_check(
+    "R34", "candidates.pages", "candidates.tokens", "candidates.share", "routing.pages", "routing.sink_pages",
+    "routing.recent_pages",
+)  # fmt: skip
+def _kept_pages(kept: int | None, tokens: int | None, share: str, pages: int, sinks: int, recent: int) -> Problems:
+    if kept is None:
+        return
+    if not sinks + recent <= kept <= pages:
+        message = f"candidates.pages {kept} is not from {sinks + recent} (sink and recent pages) to {pages} (routing.pages)"
+        yield "candidates.pages", message, f"set candidates.pages to at least {sinks + recent} and at most {pages}"
+    if tokens is not None:
+        yield "candidates.pages", f"pages beside tokens: {tokens}: one of them decides", "set candidates.tokens to all"
+    if share != "group":
+        yield "candidates.pages", f"pages with share {share}: a group's heads share pages", "set candidates.share to group"
+
+
+@_check("R35", "certificate.kind", "sketch.bits", "routing.summary")
+def _certificate_has_its_numbers(kind: str, bits: int | None, summary: str) -> Problems:
+    if kind in ("rigorous", "calibrated") and bits is None:
+        yield "certificate.kind", f"kind {kind} without sketches", "set sketch.bits to 4 or 8"
+    if kind == "estimate" and summary == "sketch":
+        yield "certificate.kind", "kind estimate with summary sketch", "set kind to calibrated or rigorous"
+
+
+@_check("R37", "certificate.kind", "certificate.margin")
+def _margin_of_calibrated(kind: str, margin: str | None) -> Problems:
+    if kind == "calibrated" and margin is None:
+        hint = "set certificate.margin to the file that `vashista-gen calibrate` writes"
+        yield "certificate.kind", "kind calibrated without a margin", hint
+    if kind != "calibrated" and margin is not None:
+        yield "certificate.margin", f"margin with certificate kind {kind}", "remove it, or set kind to calibrated"
+
+
+@_check("R38", "certificate.expand_pages", "fallback", "routing.pages")
+def _expand_pages(most: int | None, fallback: str, pages: int) -> Problems:
+    if most is None:
+        return
+    if fallback != "expand":
+        yield "certificate.expand_pages", f"expand_pages with fallback {fallback}", "remove it, or set fallback to expand"
+    elif most < 2 * pages:
+        message = f"expand_pages {most} is under twice routing.pages {pages}"
+        yield "certificate.expand_pages", message, f"set it to at least {2 * pages}"
 
 
 @_check("R27", "fallback", "certificate.kind")

@@ -201,7 +201,7 @@ def _bounds(setting: Setting) -> str:
     if setting.choices:
         bounds = listed(setting.choices)
     elif setting.kind is str:
-        bounds = "a lower-case Python identifier"
+        bounds = "a file name that ends in .json" if setting.pattern.endswith("json") else "a lower-case Python identifier"
     else:
         step = f"a multiple of {setting.step} " if setting.step > 1 else ""
         if setting.high is not None:
@@ -216,6 +216,8 @@ def _must_be(setting: Setting) -> str:
 
 
 def _bounds_hint(setting: Setting, key: str, text: str = "") -> str:
+    if setting.pattern.endswith("json"):
+        return f"set {key} to a file name such as calibration.json"
     if setting.pattern:
         slug = re.sub("[^a-z0-9]+", "_", text[:64].lower()).strip("_")
         return f"rename it, for example to {slug if re.fullmatch(setting.pattern, slug) else 'my_model'}"
