@@ -14,8 +14,8 @@ from vashista_gen.errors import UsageError
 
 def made(margin=True) -> Calibration:
     layers = tuple(
-        LayerCalibration(n, ((0.5, -1.0, 2.0, 0.0),), ((0.5, 2.0),), (64,), 0.25 if margin and n == 1 else None)
-        for n in (0, 1)
+        LayerCalibration(n, ((0.5, -1.0, 2.0, 0.0),), ((0.5, 2.0),), ((0.0, 0.0, 1.0, 3.0),), (64,), own)
+        for n, own in enumerate((0.125, 0.25) if margin else (None, None))
     )
     model = {"name": "m", "num_layers": 2, "num_q_heads": 2, "num_kv_heads": 1, "head_dim": 4, "sm_scale": 0.5}
     about = {"share": 0.98, "over": "mean", "context": 8192, "average_tokens": 64.0}
@@ -37,7 +37,8 @@ def test_layers_margins_and_tensors():
     assert (found.margin_of(0), found.margin_of(1)) == (0.125, 0.25)
     tensors = found.layer(1).tensors()
     assert {name: (x.dtype, tuple(x.shape)) for name, x in tensors.items()} == {
-        "center": (torch.float32, (1, 4)), "balance": (torch.float32, (1, 2)), "budgets": (torch.int32, (1,)),
+        "center": (torch.float32, (1, 4)), "balance": (torch.float32, (1, 2)),
+        "value_center": (torch.float32, (1, 4)), "budgets": (torch.int32, (1,)),
     }  # fmt: skip
     with pytest.raises(UsageError, match="no layer 2"):
         found.layer(2)
@@ -76,6 +77,9 @@ def change(path, value):
         (["layers", 1, "layer"], 0, "not ascending"),
         (["layers", 1, "layer"], 2, "2 of 2"),
         (["layers", 1, "margin"], "much", "margin 'much'"),
+        (["layers", 1, "margin"], None, "margin is in some places only"),
+        (["margin"], None, "margin is in some places only"),
+        (["layers", 0, "value_center"], [[1.0]], "value_center is not"),
         (["margin", "level"], 1.0, "margin.level"),
         (["margin", "more"], 1, "unknown keys"),
         (["margin", "nats"], float("inf"), "margin.nats inf"),

@@ -20,22 +20,24 @@ Rows = tuple[tuple[float, ...], ...]
 class LayerCalibration:
     """Of one layer. center [kv heads, d], the mean key; balance [kv heads, d/2], b of the channels c and c + d/2:
 
-    k <- b k, q <- q / b; budgets [kv heads], tokens; margin, nats, None where no margin was measured.
+    k <- b k, q <- q / b; value_center [kv heads, d], the mean value; budgets [kv heads], tokens; margin, nats,
+    None where no margin was measured.
     """
 
     layer: int
     center: Rows
     balance: Rows
+    value_center: Rows
     budgets: tuple[int, ...]
     margin: float | None = None
 
     def tensors(self, device: Any = "cpu") -> dict[str, Any]:
-        """center and balance float32, budgets int32, as torch tensors on a device."""
+        """center, balance, value_center float32 and budgets int32, as torch tensors on a device."""
         import torch
 
         floats = {
             name: torch.tensor(getattr(self, name), dtype=torch.float32, device=device)
-            for name in ("center", "balance")
+            for name in ("center", "balance", "value_center")
         }
         return floats | {"budgets": torch.tensor(self.budgets, dtype=torch.int32, device=device)}
 
@@ -77,16 +79,20 @@ class Calibration:
         raise UsageError(f"the calibration of {self.model['name']} has no layer {number}, only {known}", HINT)
 
     def margin_of(self, number: int) -> float:
-        """The margin of a layer, nats: its own, or the model's. UsageError where none was measured."""
-        if self.margin is None:
+        """The margin of a layer, nats. UsageError where none was measured."""
+        margin = self.layer(number).margin
+        if margin is None:
             raise UsageError(f"the calibration of {self.model['name']} has no margin", HINT)
-        own = self.layer(number).margin
-        return self.margin.nats if own is None else own
+        return margin
+
+    def content(self) -> dict[str, Any]:
+        """What the file holds, as JSON has it."""
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
 
 
 def save(calibration: Calibration, path: Path) -> None:
     """Writes the file; what `load` refuses is refused here too."""
-    content = {"format": FORMAT, "version": VERSION, **asdict(calibration)}
+    content = calibration.content()
     parse(content, str(path))
     text = json.dumps(content, indent=1, allow_nan=False)
     # a row of numbers on one line
@@ -124,6 +130,8 @@ def parse(content: Any, file: str) -> Calibration:
     for i, text in enumerate(content["texts"]):
         check.mapping(text, f"texts[{i}]", name=str, sha256=str, tokens=int, role=str)
     layers = tuple(_layer(check, given, f"layers[{i}]", model) for i, given in enumerate(content["layers"]))
+    measured = {one.margin is not None for one in layers}
+    check.that(measured == {content.get("margin") is not None}, "margin", "is in some places only")
     numbers = [one.layer for one in layers]
     check.that(numbers == sorted(set(numbers)), "layers", f"{numbers}: not ascending, or one twice")
     margin = None if content.get("margin") is None else _margin(check, content["margin"])
@@ -162,18 +170,19 @@ class _Check:
 
 def _layer(check: _Check, given: Any, key: str, model: dict[str, Any]) -> LayerCalibration:
     check.mapping(given, key, layer=int)
-    for name in ("center", "balance", "budgets"):
+    for name in ("center", "balance", "value_center", "budgets"):
         check.that(name in given, f"{key}.{name}", "is missing")
     check.that(0 <= given["layer"] < model["num_layers"], f"{key}.layer", f"{given['layer']} of {model['num_layers']}")
     heads, width = model["num_kv_heads"], model["head_dim"]
     center = check.rows(given["center"], f"{key}.center", heads, width, positive=False)
     balance = check.rows(given["balance"], f"{key}.balance", heads, width // 2, positive=True)
+    value_center = check.rows(given["value_center"], f"{key}.value_center", heads, width, positive=False)
     budgets = given["budgets"]
     right = isinstance(budgets, (list, tuple)) and len(budgets) == heads and all(_is(n, int) and n > 0 for n in budgets)
     check.that(right, f"{key}.budgets", f"is not {heads} numbers of tokens, each at least 1")
     margin = given.get("margin")
     check.that(margin is None or _is(margin, float), f"{key}.margin", f"{margin!r} is not a number of nats")
-    return LayerCalibration(given["layer"], center, balance, tuple(budgets), margin)
+    return LayerCalibration(given["layer"], center, balance, value_center, tuple(budgets), margin)
 
 
 def _margin(check: _Check, given: Any) -> Margin:

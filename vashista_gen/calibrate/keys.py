@@ -10,16 +10,17 @@ SMALLEST = 1e-10  # of a head's mean square: channels that are always 0 get a sc
 
 
 class KeyStatistics:
-    """Sums over documents, in float64: mean key and mean squares of keys and queries, for one layer."""
+    """Sums over documents, in float64: mean key and value, mean squares of keys and queries, of one layer."""
 
     def __init__(self) -> None:
         self.tokens = self.queries = 0
-        self._k = self._kk = self._qq = torch.zeros((), dtype=torch.float64)
+        self._k = self._v = self._kk = self._qq = torch.zeros((), dtype=torch.float64)
 
     def add(self, layer: Layer) -> None:
         """Another document of the same layer."""
         k, q = layer.k.double(), layer.q.double()
         self._k = self._k + k.sum(1)
+        self._v = self._v + layer.v.double().sum(1)
         self._kk = self._kk + k.square().sum(1)
         grouped = q.view(k.shape[0], -1, q.shape[-1])  # [kv heads, group * queries, d]
         self._qq = self._qq + grouped.square().sum(1)
@@ -29,6 +30,10 @@ class KeyStatistics:
     def center(self) -> torch.Tensor:
         """Mean key, float64 [kv heads, d]."""
         return self._k / self.tokens
+
+    def value_center(self) -> torch.Tensor:
+        """Mean value, float64 [kv heads, d]."""
+        return self._v / self.tokens
 
     def balance(self) -> torch.Tensor:
         """b = (E q^2 / E (k - center)^2)^(1/4) of channels c and c + d/2 together, float64 [kv heads, d/2].

@@ -29,12 +29,9 @@ def with_margin(
             "ask for more --queries or --windows, or a lower --level",
         )
     nats = conformal.upper_quantile(whole, level)
-    layers = calibration.layers
-    if per_layer:
-        layers = tuple(
-            replace(one, margin=conformal.upper_quantile(_joined(own, layer=one.layer), level)) for one in layers
-        )
-    by_layer = {one.layer: nats if one.margin is None else one.margin for one in layers}
+    of_layer = lambda number: conformal.upper_quantile(_joined(own, layer=number), level) if per_layer else nats
+    layers = tuple(replace(one, margin=of_layer(one.layer)) for one in calibration.layers)
+    by_layer = {one.layer: one.margin for one in layers}
     excess = {key: scores - by_layer[key[1]] for key, scores in other.items()}
     by_text = {name: conformal.coverage(_joined(excess, document=i), 0) for i, name in enumerate(names)}
     margin = file.Margin(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
-from vashista_gen.calibrate.file import Calibration
 from vashista_gen.diagnose.kept import FLOOR, Step, log_omitted, lse_of_all
 from vashista_gen.diagnose.layer import Layer
-from vashista_gen.errors import UsageError
 
 
 class Omission(NamedTuple):
@@ -25,26 +22,11 @@ class Omission(NamedTuple):
 Estimator = Callable[[Layer], Omission]
 
 
-def check(package: Any) -> None:
-    """UsageError for a package whose certificate estimates nothing."""
-    kind = package.SPEC.get("certificate", {}).get("kind", "none")
-    if kind not in ("calibrated", "estimate"):
-        raise UsageError(
-            f"the spec {package.SPEC['name']} has a certificate of kind {kind}: there is no estimate to calibrate",
-            "set certificate: {kind: calibrated} and generate, or leave out --margin",
-        )
-
-
-def of_package(package: Any, calibration: Calibration) -> Estimator:
-    """The estimate of a generated op's own certificate, with the margin 0; the true mass from its lse.
-
-    The op gets the layer's centre and balance: a margin holds for the sketch it was measured with.
-    """
-    check(package)
-    without_margin = replace(calibration, margin=None)
+def of_package(package: Any) -> Estimator:
+    """The estimate of a package's own certificate of kind calibrated, with the margin 0; the true mass from its lse."""
 
     def estimate(layer: Layer) -> Omission:
-        step = Step(package, layer, calibration=without_margin.layer(layer.number))
+        step = Step(package, layer)
         _, lse, certificate = step.decode(return_certificate=True)
         total = lse_of_all(layer)
         return Omission(total, log_omitted(lse.T.double(), total), certificate.log_omitted.T.double())

@@ -18,27 +18,24 @@ HOLD_OUT_EVERY = 3  # every third document is held out
 def main(
     spec: Path, output: Path, console: Console, *, model: str, texts: Sequence[str] = (), windows: int = 1,
     context: int = 8192, queries: int = 32, share: float = 0.98, over: str = "mean", average: float | None = None,
-    margin: bool = False, level: float = 0.999, per_layer: bool = False,
+    level: float = 0.999, per_layer: bool = False,
 ) -> int:  # fmt: skip
-    """Measures centres, balances, budgets and, if asked, the margin of a generated spec's certificate; writes the file.
+    """Measures centres, balances and budgets, and the margin of a certificate of kind calibrated; writes the file.
 
+    The calibration files that the spec names need not exist yet.
     Returns 0, or 1 where a margin's held-out coverage misses the level by more than chance explains (the file is then
     not written). Raises UsageError for wrong inputs, SpecError, DriftError, MissingEnvironmentError as `diagnose` does.
     """
-    from vashista_gen.bench import machine
     from vashista_gen.calibrate import budgets, omission
     from vashista_gen.calibrate.margin import with_margin
-    from vashista_gen.diagnose import models
+    from vashista_gen.diagnose import models, staging
     from vashista_gen.diagnose import texts as sources
-    from vashista_gen.spec import load
 
     _right(share, over, average, context, budgets)
-    loaded_spec = load(spec)
-    package = machine.package(loaded_spec, spec)
-    if margin:
-        omission.check(package)
+    loaded_spec = staging.load_unfinished(spec)
     given = [sources.find(name) for name in texts or sources.DEFAULTS]
     loaded = models.load(model)
+    loaded.check_fits(loaded_spec)
     documents = [one for text in given for one in sources.windows(loaded.tokenizer, text, context, windows)]
     measured = [one for i, one in enumerate(documents) if i % HOLD_OUT_EVERY != HOLD_OUT_EVERY - 1]
     held_out = [one for i, one in enumerate(documents) if i % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1]
@@ -48,13 +45,15 @@ def main(
         )
     from vashista_gen.calibrate.work import Work
 
-    work = Work(loaded, context, queries, package.SPEC["cache"]["page_size"], console)
+    work = Work(loaded, context, queries, loaded_spec.cache.page_size, console)
     roles = [_described(one, "calibration") for one in measured] + [_described(one, "held_out") for one in held_out]
     calibration = replace(work.measure(measured, share, over, average), spec=loaded_spec.name, texts=tuple(roles))
     calibration = work.check(calibration, held_out)
-    if margin:
-        estimate = omission.of_package(package, calibration)
-        own, other = work.scores("margin", measured, estimate), work.scores("held-out documents", held_out, estimate)
+    if loaded_spec.certificate.kind == "calibrated":
+        zero = replace(calibration, layers=tuple(replace(one, margin=0.0) for one in calibration.layers))
+        with staging.measuring(spec, zero.content()) as package:
+            estimate = omission.of_package(package)
+            own, other = work.scores("margin", measured, estimate), work.scores("held-out margin", held_out, estimate)
         calibration = with_margin(calibration, own, other, [one.name for one in held_out], level, per_layer)
         if report.missed(calibration.margin, console):
             return 1

@@ -19,9 +19,9 @@ from vashista_gen.calibrate import file
 from vashista_gen.calibrate.budgets import budgets
 from vashista_gen.calibrate.keys import KeyStatistics
 from vashista_gen.calibrate.omission import Estimator, scores
+from vashista_gen.demo.show import Stages
 from vashista_gen.diagnose.capture import Capture
 from vashista_gen.diagnose.layer import query_positions
-from vashista_gen.diagnose.run import progress
 from vashista_gen.diagnose.support import effective_support, group_support
 from vashista_gen.errors import UsageError
 
@@ -30,15 +30,15 @@ class Work:
     """A model, the context length and the queries of a calibration, and the passes it makes over documents."""
 
     def __init__(self, loaded: Any, context: int, queries: int, step: int, console: Console) -> None:
-        self.loaded, self.context, self.console = loaded, context, console
+        self.loaded, self.context, self.stages = loaded, context, Stages(console)
         self.positions = query_positions([context], queries, step)
 
     def run(self, what: str, documents: Sequence[Any], visit: Callable[[int, Any], None]) -> None:
         """visit(number of the document, layer) for every layer of every document."""
-        with progress(self.console, len(documents) * self.loaded.num_layers, what) as advance:
-            for i, document in enumerate(documents):
+        for i, document in enumerate(documents):
+            with self.stages.count(f"{what}: {document.name}", self.loaded.num_layers) as advance:
 
-                def see(layer: Any, i: int = i) -> None:
+                def see(layer: Any, i: int = i, advance: Callable[[], None] = advance) -> None:
                     visit(i, layer)
                     advance()
 
@@ -63,7 +63,11 @@ class Work:
         tokens = budgets(wanted, over, average, self.context)
         layers = tuple(
             file.LayerCalibration(
-                number, _rows(keys[number].center()), _rows(keys[number].balance()), tuple(int(n) for n in row)
+                layer=number,
+                center=_rows(keys[number].center()),
+                balance=_rows(keys[number].balance()),
+                value_center=_rows(keys[number].value_center()),
+                budgets=tuple(int(n) for n in row),
             )
             for number, row in zip(numbers, tokens, strict=True)
         )

@@ -9,7 +9,10 @@ import typer
 
 
 def calibrate(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A generated spec of the model's shape.")],
+    spec: Annotated[
+        Path,
+        typer.Argument(metavar="SPEC", help="A spec of the model's shape; its calibration file need not exist yet."),
+    ],
     model: Annotated[str, typer.Option(metavar="MODEL", help="A folder with config.json, a .gguf file, or smollm2.")],
     output: Annotated[Path, typer.Option(metavar="FILE", help="The JSON file; it belongs beside the spec.")],
     text: Annotated[
@@ -26,11 +29,10 @@ def calibrate(
     average: Annotated[
         float | None, typer.Option(metavar="N", help="Mean budget in tokens, to which all are scaled.")
     ] = None,
-    margin: Annotated[bool, typer.Option("--margin", help="Also measure the certificate's margin.")] = False,
     level: Annotated[float, typer.Option(metavar="X", help="Share of steps that the margin covers.")] = 0.999,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="A margin for each layer.")] = False,
 ) -> int:
-    """Measure centres, balances and budgets of a model's keys, and a certificate's margin, on real texts."""
+    """Measure a model's centres, balances and budgets on real texts, and the margin of a calibrated certificate."""
     from vashista_gen.calibrate.run import main
     from vashista_gen.cli.console import output as console
     from vashista_gen.cli.explain import parse_contexts
@@ -43,5 +45,5 @@ def calibrate(
         raise UsageError(f"--level {level:g} is not between 0 and 1", "give --level 0.999")
     return main(
         spec, output, console(), model=model, texts=text or (), windows=windows, context=contexts[0], queries=queries,
-        share=share, over=over, average=average, margin=margin, level=level, per_layer=per_layer,
+        share=share, over=over, average=average, level=level, per_layer=per_layer,
     )  # fmt: skip

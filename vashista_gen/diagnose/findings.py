@@ -145,7 +145,7 @@ class Findings:
 
     def _certificate(self, context: int) -> dict[str, Any]:
         tolerance = self.package.SPEC["certificate"].get("tolerance")
-        certified, omitted, slack = (self.array(n, context) for n in ("certified", "mass_omitted", "slack"))
+        certified, omitted, slack = (self.array(name, context) for name in ("certified", "mass_omitted", "slack"))
         told = np.isfinite(slack)
         true = omitted <= tolerance if tolerance is not None else None
         return {

@@ -15,11 +15,11 @@ class Step:
     """One decode step of a generated package for every query of a layer.
 
     The document lies in one paged cache; row i of the batch is query i, with the same pages and a length of its own.
-    Queries at page ends only, so that no summary holds a later token than its row may see.
+    Queries at page ends only, so that no summary holds a later token than its row may see. A package with a calibration
+    file gets its layer's; one without it centres sketches on the mean over the whole document.
     """
 
-    def __init__(self, package: Any, layer: Layer, **options: Any) -> None:
-        """options: what PagedCache takes besides its size."""
+    def __init__(self, package: Any, layer: Layer) -> None:
         check_fits(package, layer)
         self.package, self.layer = package, layer
         page_size = package.SPEC["cache"]["page_size"]
@@ -28,7 +28,8 @@ class Step:
                 f"queries at {layer.positions.tolist()[:3]}... are not at the ends of pages of {page_size} tokens",
                 "choose positions p with (p + 1) a multiple of the page size",
             )
-        cache = PagedCache(package, -(-layer.k.shape[1] // page_size), **options)
+        calibration = package.calibration(layer.number) if hasattr(package, "calibration") else None
+        cache = PagedCache(package, -(-layer.k.shape[1] // page_size), calibration=calibration)
         cache.append(layer.k.transpose(0, 1)[None], layer.v.transpose(0, 1)[None])
         count = len(layer.positions)
         self.summaries = cache.summaries

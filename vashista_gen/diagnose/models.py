@@ -9,6 +9,7 @@ from typing import Any
 
 from vashista_gen.demo import model as packaged
 from vashista_gen.errors import MissingEnvironmentError, UsageError
+from vashista_gen.spec import Spec
 
 NEEDED = ("torch", "transformers")
 
@@ -26,6 +27,18 @@ class Loaded:
     head_dim: int
     sm_scale: float
     longest: int
+
+    def check_fits(self, spec: Spec) -> None:
+        """UsageError unless the spec is of this model's heads, head_dim and scale."""
+        wanted = spec.model
+        names = ("num_q_heads", "num_kv_heads", "head_dim", "sm_scale")
+        pairs = {name: (getattr(self, name), getattr(wanted, name)) for name in names}
+        differing = [f"{name} {a:g} against {b:g}" for name, (a, b) in pairs.items() if abs(a - b) > 1e-6 * abs(a)]
+        if differing:
+            raise UsageError(
+                f"{self.name} and the spec {spec.name} differ: {', '.join(differing)}",
+                f"give a spec of the model's shape; vashista-gen diagnose --model {self.name} suggests one",
+            )
 
 
 def load(name: str) -> Loaded:

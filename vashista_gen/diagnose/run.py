@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from vashista_gen.demo import show
 from vashista_gen.errors import MissingEnvironmentError, UsageError
 
 CONTEXTS = (2048, 4096, 8192)
@@ -37,11 +38,12 @@ def main(
         raise MissingEnvironmentError("matplotlib is not installed", "pip install matplotlib")
     from vashista_gen.diagnose import picture, recommend, report
 
-    package, budget = _package(spec, budget)
-    if tensors is not None:
-        result, shape = _of_tensors(tensors, package, budget, console, hull)
-    else:
-        result, shape = _of_model(model, texts, package, budget, console, contexts, queries, windows, hull)
+    with _package(spec) as package:
+        budget = budget if package is None else kept_tokens(package.SPEC)
+        if tensors is not None:
+            result, shape = _of_tensors(tensors, package, budget, console, hull)
+        else:
+            result, shape = _of_model(model, texts, package, budget, console, contexts, queries, windows, hull)
     result["spec"] = package.SPEC["name"] if package else None
     result["group_size"] = shape["num_q_heads"] // shape["num_kv_heads"]
     text = recommend.recommend(result, name=recommend.spec_name(result["model"]), **shape)
@@ -60,15 +62,24 @@ def main(
     return 0
 
 
-def _package(spec: Path | None, budget: int) -> tuple[Any, int]:
-    """The spec's generated package and the tokens it keeps; (None, budget) without a spec."""
+@contextmanager
+def _package(spec: Path | None) -> Iterator[Any]:
+    """The spec's package, such that it certifies every step and never falls back; None without a spec."""
     if spec is None:
-        return None, budget
-    from vashista_gen.bench import machine
-    from vashista_gen.spec import load
+        yield None
+        return
+    from vashista_gen.diagnose import staging
 
-    loaded = load(spec)
-    return machine.package(loaded, spec), loaded.candidates.tokens or loaded.routing.pages * loaded.cache.page_size
+    with staging.measuring(spec) as package:
+        yield package
+
+
+def kept_tokens(spec: dict[str, Any]) -> int:
+    """The tokens of a list that a spec keeps at most: those of its pages, or fewer."""
+    candidates, page_size = spec["candidates"], spec["cache"]["page_size"]
+    if isinstance(candidates["tokens"], int):
+        return candidates["tokens"]
+    return (candidates.get("pages") or spec["routing"]["pages"]) * page_size
 
 
 def _of_model(model, texts, package, budget, console, contexts, queries, windows, hull) -> tuple[dict, dict]:
@@ -90,14 +101,15 @@ def _of_model(model, texts, package, budget, console, contexts, queries, windows
     positions = query_positions(lengths, queries, step)
     findings = Findings(lengths, budget, package, with_hull=hull)
     documents = [one for text in given for one in sources.windows(loaded.tokenizer, text, lengths[-1], windows)]
-    with progress(console, len(documents) * loaded.num_layers) as advance:
+    stages = show.Stages(console)
+    for document in documents:
+        with stages.count(f"{document.name}: {lengths[-1]:,} tokens", loaded.num_layers) as advance:
 
-        def visit(layer):
-            findings.add(layer)
-            advance()
+            def visit(layer, advance=advance):
+                findings.add(layer)
+                advance()
 
-        capture = Capture(loaded.model, visit)
-        for document in documents:
+            capture = Capture(loaded.model, visit)
             capture.run(document.ids, positions)
     if not findings.layers:
         raise UsageError(
@@ -121,7 +133,7 @@ def _of_tensors(path: Path, package, budget: int, console: Console, hull: bool) 
     first = layers[0]
     # whole pages only for a package; one context, the file's own
     findings = Findings([first.k.shape[1]], budget, package, with_hull=hull)
-    with progress(console, len(layers)) as advance:
+    with show.Stages(console).count(path.name, len(layers)) as advance:
         for layer in layers:
             findings.add(layer)
             advance()
@@ -150,14 +162,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextmanager
-def progress(console: Console, total: int, what: str = "layers") -> Iterator[Callable[[], None]]:
-    """A bar over layers on a terminal; call what it gives after each."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)
