@@ -52,6 +52,24 @@ def test_kept_mass_is_the_reference_s(layer):
     torch.testing.assert_close(lse_of_all(layer), everything.T, rtol=0, atol=1e-4)
 
 
+def test_pinned_tokens_are_kept(layer):
+    step = Step(op, layer)
+    left_out = ~step.routed()[0][-1]
+    tokens = torch.zeros(2, 512, dtype=torch.bool)
+    token = int(torch.where(left_out, layer.log_weights(0)[0, -1], -torch.inf).argmax())
+    tokens[0, token] = True
+    before, after = step.kept_mass(), step.kept_mass(tokens)
+    weight = torch.softmax(layer.log_weights(0)[0, -1].double(), -1)[token]
+    assert float(before[0, -1]) < 1 - float(weight) + 1e-5  # the token is not kept
+    pages = step._pages_of(tokens)
+    assert pages[:, 0].tolist() == [
+        token // PAGE if token // PAGE * PAGE <= p else -1 for p in layer.positions.tolist()
+    ]
+    chosen = op.select_pages(step.q, step.summaries, step.table, step.lens, pinned_pages=pages)
+    assert token // PAGE in chosen[-1, 0].tolist()
+    assert not torch.equal(before, after)
+
+
 def test_log_omitted_by_hand():
     found = log_omitted(torch.tensor([0.0, 1.0]).double(), torch.tensor([1.0, 1.0]).double())
     assert float(found[0]) == pytest.approx(np.log(np.e - 1))
@@ -90,8 +108,8 @@ def certified_package(excess: float):
     )
     found.SPEC = op.SPEC | {"certificate": {"kind": "estimate", "tolerance": TOLERANCE}}
 
-    def decode(q, *tensors, return_certificate=False):
-        out, lse = op.decode(q, *tensors)
+    def decode(q, *tensors, return_certificate=False, **options):
+        out, lse = op.decode(q, *tensors, **options)
         if not return_certificate:
             return out, lse
         _, everything = op.decode_dense(q, *tensors[:-1])

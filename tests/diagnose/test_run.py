@@ -94,8 +94,8 @@ def test_a_recommendation_follows_the_needs():
         return recommend.recommend(summary, name="made", **model)
 
     few, many = (specs.loads(text([[n, 3 * n]]), "made.yaml") for n in (100, 1000))
-    assert (few.candidates.tokens, few.routing.pages) == (256, 64)
-    assert (many.candidates.tokens, many.routing.pages) == (2048, 512)
+    assert (few.candidates.tokens, few.routing.pages) == (512, 64)
+    assert (many.candidates.tokens, many.routing.pages) == (4096, 512)
     assert specs.loads(text([[9, 9]], sm_scale=0.1), "made.yaml").model.sm_scale == 0.1
     with pytest.raises(SpecError, match="R13"):
         text([[9, 9]], head_dim=72)

@@ -43,6 +43,7 @@ class Findings:
         found |= {"anchors": found_anchors.tokens.sum(-1, keepdim=True), "anchor_mass": found_anchors.mass}
         if routed is not None:
             found |= {"anchor_mass_omitted": found_anchors.mass_omitted, "omitted": found_anchors.omitted}
+            found["kept_pinned"] = step.kept_mass(found_anchors.tokens)
         if self.with_hull:
             found["face"] = np.array(hull.faces(layer, len(layer.positions) - 1)).T[:, :, None]
         for name, values in found.items():
@@ -57,8 +58,8 @@ class Findings:
     def array(self, name: str, context: int | None = None) -> np.ndarray:
         """[layers, (shares,) heads, samples] of one figure, of the queries of one context if one is given.
 
-        Names: each, group, oracle, anchors, anchor_mass, face; with a package also kept, gap, omitted and
-        anchor_mass_omitted; with a certificate what Step.certificate gives.
+        Names: each, group, oracle, anchors, anchor_mass, face; with a package also kept, kept_pinned, gap,
+        omitted and anchor_mass_omitted; with a certificate what Step.certificate gives.
         """
         rows = [np.concatenate(self._seen[name][number], axis=-1) for number in self.layers]
         whole = np.stack(rows)
@@ -124,6 +125,7 @@ class Findings:
         if self.has("omitted"):
             lost, omitted = (self.array(name, last) for name in ("anchor_mass_omitted", "omitted"))
             result["anchors"]["share_of_omitted"] = float(lost.sum() / max(omitted.sum(), 1e-300))
+            result["anchors"]["mass_kept_pinned"] = _spread(self.array("kept_pinned", last))
             result["per_layer"]["anchor_mass_omitted"] = lost.mean((1, 2)).tolist()
         if self.has("gap"):
             gap = self.array("gap", last)

@@ -42,10 +42,20 @@ class Step:
         """The package's `decode` over all rows."""
         return self.package.decode(*self.tensors, self.summaries, **options)
 
-    def kept_mass(self) -> torch.Tensor:
-        """1 - delta of each head and query, float64 [heads, queries]: exp(lse of the kept logits - lse of all)."""
-        _, lse = self.decode()
+    def kept_mass(self, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """1 - delta of each head and query, float64 [heads, queries]: exp(lse of the kept logits - lse of all).
+
+        tokens: bool [kv heads, tokens]; the pages that hold them are pinned, for all heads.
+        """
+        _, lse = self.decode() if tokens is None else self.decode(pinned_pages=self._pages_of(tokens))
         return (lse.T.double() - lse_of_all(self.layer)).exp().clamp(max=1)
+
+    def _pages_of(self, tokens: torch.Tensor) -> torch.Tensor:
+        """int32 [queries, n], -1 where a query comes before the page."""
+        page_size = self.package.SPEC["cache"]["page_size"]
+        pages = torch.unique(tokens.any(0).nonzero().flatten() // page_size)
+        seen = pages[None, :] * page_size <= self.layer.positions[:, None]
+        return torch.where(seen, pages[None, :], -1).to(torch.int32)
 
     def support_gap(self) -> torch.Tensor:
         """min of the logits in the routed pages - max outside, nats, float64 [heads, queries]; inf if none is outside.

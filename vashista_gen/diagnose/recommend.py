@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from vashista_gen import spec as specs
 
 PAGE_SIZE = 16
-WIDER = 4  # routed tokens for each kept one: cheap summaries route wide, exact logits choose among the tokens
+WIDER = 4  # routed tokens for each kept one: cheap summaries route wide, sketches choose among the tokens
 TOKENS_STEP, PAGES_STEP, LEAST_TOKENS = 64, 16, 128
 
 
@@ -19,16 +18,16 @@ def recommend(
 ) -> str:
     """The text of a spec that `vashista-gen check` accepts, with the reasons as comments.
 
-    K_c: the mean over layers and KV heads of the tokens that hold 98 % of a group's softmax-sum at the longest context
-    (per-head budgets can spend the same mean where it is needed). P: WIDER times as many tokens.
+    K: the mean over layers and KV heads of the tokens that hold 98 % of a group's softmax-sum at the longest context.
+    Kept are the fewest tokens that reach 98 % of the routed mass by their 4-bit sketches, up to twice K; routed are
+    WIDER times K.
     SpecError where the model's shape is beyond what is compiled: the rule says why.
     """
     context = summary["contexts"][-1]
     needs = [tokens for layer in summary["per_layer_and_kv_head"]["mean_group_tokens_to_98"] for tokens in layer]
     tokens = max(LEAST_TOKENS, _up(sum(needs) / len(needs), TOKENS_STEP))
     pages = min(_up(WIDER * tokens / PAGE_SIZE, PAGES_STEP), 4096)
-    tokens = min(tokens, pages * PAGE_SIZE)
-    two_stage = "sketch" in {field.name for field in dataclasses.fields(specs.Spec)}
+    most = min(2 * tokens, pages * PAGE_SIZE)
     scale = "default" if math.isclose(sm_scale, head_dim**-0.5, rel_tol=1e-6) else repr(sm_scale)
     lines = [
         f"# Suggested by vashista-gen diagnose for contexts up to {context} tokens; measure before you serve.",
@@ -39,10 +38,9 @@ def recommend(
         f"model: {{num_q_heads: {num_q_heads}, num_kv_heads: {num_kv_heads}, head_dim: {head_dim}, sm_scale: {scale}}}",
         f"cache: {{page_size: {PAGE_SIZE}}}",
         f"routing: {{summary: subpage_mean, subpage: 4, summary_bits: 4, pages: {pages}}}",
-        f"candidates: {{tokens: {tokens}}}",
+        "sketch: {bits: 4, transform: hadamard}",
+        f"candidates: {{tokens: {most}, mass: 0.98}}",
     ]
-    if two_stage:
-        lines.append("sketch: {bits: 4}")
     text = "\n".join(lines) + "\n"
     specs.loads(text, f"{name}.yaml")
     return text

@@ -108,8 +108,12 @@ def _anchors(result: dict[str, Any]) -> str:
         f"{found['tokens_per_kv_head']:.1f} for a KV head on average, {found['mass']:.1%} of the mass; "
         f"over 5 % in layers {ranges(where) or 'none'}."
     )
-    share = found.get("share_of_omitted", 0)
-    return text + (f" {share:.0%} of what routing leaves out lies on them: pin their pages." if share > 0.1 else "")
+    if found.get("share_of_omitted", 0) > 0.1:
+        text += (
+            f" {found['share_of_omitted']:.0%} of what routing leaves out lies on them; with their pages as pinned_pages "
+            f"{found['mass_kept_pinned']['mean']:.3f} is kept, p10 {found['mass_kept_pinned']['p10']:.3f}."
+        )
+    return text
 
 
 def _certificate(found: dict[str, Any]) -> str:
