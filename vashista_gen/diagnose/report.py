@@ -110,7 +110,7 @@ def _anchors(result: dict[str, Any]) -> str:
     )
     if found.get("share_of_omitted", 0) > 0.1:
         text += (
-            f" {found['share_of_omitted']:.0%} of what routing leaves out lies on them; with their pages as pinned_pages "
+            f" {found['share_of_omitted']:.0%} of what routing leaves out lies on them; with their pages pinned "
             f"{found['mass_kept_pinned']['mean']:.3f} is kept, p10 {found['mass_kept_pinned']['p10']:.3f}."
         )
     return text
