@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vashista_gen.cli.calibrate import calibrate
+from vashista_gen.cli.diagnose import diagnose
 from vashista_gen.cli.failure import Commands
 
 app = typer.Typer(
@@ -151,6 +153,7 @@ def bench(
     )  # fmt: skip
 
 
+<<<<<<< HEAD
 @app.command(name="eval")
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, .gguf file, or a package that has one.")],
@@ -178,6 +181,10 @@ def evaluate(
         model, spec, output, cache_dir, budgets=budgets, context=context, steps=steps, documents=documents,
         routers=routers, needles=needles, texts=text or [],
     )  # fmt: skip
+=======
+app.command()(diagnose)
+app.command()(calibrate)
+>>>>>>> calibrate
 
 
 @app.command()
