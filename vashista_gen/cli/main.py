@@ -153,7 +153,6 @@ def bench(
     )  # fmt: skip
 
 
-<<<<<<< HEAD
 @app.command(name="eval")
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, .gguf file, or a package that has one.")],
@@ -181,10 +180,10 @@ def evaluate(
         model, spec, output, cache_dir, budgets=budgets, context=context, steps=steps, documents=documents,
         routers=routers, needles=needles, texts=text or [],
     )  # fmt: skip
-=======
+
+
 app.command()(diagnose)
 app.command()(calibrate)
->>>>>>> calibrate
 
 
 @app.command()
