@@ -126,7 +126,8 @@ def test_a_killed_run_goes_on_where_it_stopped(llama, request_of, tmp_path, monk
 def test_sketches_take_what_was_calibrated_for_their_layer(llama, request_of, cache, tmp_path):
     """A centre of zeros is as good as a mean: near dense. One that is far off codes every key by its distance."""
     text = "name: sketched\nmodel: {num_q_heads: 4, num_kv_heads: 2, head_dim: 32, dtype: float32}\n"
-    text += "cache: {page_size: 16}\nrouting: {pages: 16}\nsketch: {bits: 4, balance: centers.json}\ncandidates: {tokens: 128, mass: 0.99}\n"
+    text += "cache: {page_size: 16}\nrouting: {pages: 16}\nsketch: {bits: 4, balance: centers.json}\n"
+    text += "candidates: {tokens: 128, mass: 0.99}\n"
     (tmp_path / "sketched.yaml").write_text(text)
     divergence = []
     for last in (0.0, 1e4):
