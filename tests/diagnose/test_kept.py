@@ -148,7 +148,7 @@ def test_findings_keep_documents_layers_and_contexts_apart():
     assert findings.array("each").shape == (2, 4, 4, 12)
     assert findings.array("each", 288).shape == (2, 4, 4, 8)
     assert findings.array("oracle", 512).shape == (2, 4, 4)
-    assert findings.array("face").shape == (2, 3, 4, 2)
+    assert findings.array("face").shape == (2, 3, 2, 1)  # of each KV head, in the first document
     result = findings.summary()
     assert np.array(result["per_layer_and_head"]["median_tokens_to_95"]["512"]).shape == (2, 4)
     classes = result["heads_by_tokens_to_95"]

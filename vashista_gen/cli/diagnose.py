@@ -30,7 +30,7 @@ def diagnose(
     windows: Annotated[int, typer.Option(metavar="N", min=1, help="Documents taken of each text.")] = 1,
     budget: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens kept, where no spec says.")] = 1024,
     hull: Annotated[
-        bool, typer.Option(help="Also project a query of each head on the keys' hull, as the paper does.")
+        bool, typer.Option(help="Also project a query of each KV head on the keys' hull, as the paper does.")
     ] = True,
 ) -> int:
     """Show what a model's attention needs by layer and head, what a spec keeps of it, and suggest a spec."""

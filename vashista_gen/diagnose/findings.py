@@ -44,7 +44,7 @@ class Findings:
         if routed is not None:
             found |= {"anchor_mass_omitted": found_anchors.mass_omitted, "omitted": found_anchors.omitted}
             found["kept_pinned"] = step.kept_mass(found_anchors.tokens)
-        if self.with_hull:
+        if self.with_hull and layer.number not in self._seen["face"]:  # the first document alone: seconds for each head
             found["face"] = np.array(hull.faces(layer, len(layer.positions) - 1)).T[:, :, None]
         for name, values in found.items():
             self._seen[name][layer.number].append(np.asarray(values))
@@ -69,7 +69,7 @@ class Findings:
 
     def has(self, name: str) -> bool:
         """Whether the figure was computed."""
-        return name in self._seen
+        return bool(self._seen.get(name))
 
     def kept(self) -> np.ndarray:
         """Mass kept at the longest context [layers, heads, samples]: by the package, else by the oracle's list."""

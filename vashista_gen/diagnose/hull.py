@@ -19,13 +19,13 @@ class Face(NamedTuple):
 
 
 def faces(layer: Layer, query: int) -> list[Face]:
-    """One Face for each query head at one query (its index): theory.project_onto_hull in float64.
+    """One Face for the first query head of each KV head, at one query (its index): theory.project_onto_hull in float64.
 
     sm_scale q, because f(a) = 1/2 ||y - sm_scale q||^2 weighs the keys by the logits' own <sm_scale q, k_j>.
     """
     found = []
     tokens = int(layer.positions[query]) + 1
-    for head in range(layer.q.shape[0]):
+    for head in range(0, layer.q.shape[0], layer.group_size):
         keys = layer.k[head // layer.group_size, :tokens].double().numpy()
         q = layer.q[head, query].double().numpy() * layer.sm_scale
         projection = theory.project_onto_hull(keys, q)
