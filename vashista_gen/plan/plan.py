@@ -11,6 +11,7 @@ from vashista_gen.spec.footprint import attention_tile, pages_scored, summary_ro
 TILE_TOKENS_C = 16  # one zmm register of float32 logits; the smallest page
 SCORE_ROWS_C = 64  # summary rows of one tile: 16 KiB at head_dim 64, and whole vectors of page scores
 MIN_TILE_TOKENS = 32
+MOST_SUMS = 256  # channels times tiles of 8 query heads whose sums one warp holds: half a lane's registers
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,18 @@ class Plan:
     score_pages_cuda: int
     score_pages_c: int
     dense_below: int
+
+    @property
+    def warps_on_cuda(self) -> bool:
+        """Whether GPU kernels keep rows in registers: 16-bit types, and the sums of a warp's query heads fit there."""
+        model = self.spec.model
+        return model.dtype != "float32" and model.head_dim * -(-self.spec.group_size // 8) <= MOST_SUMS
+
+    @property
+    def part_pages(self) -> int:
+        """Pages one warp scores on a GPU: four steps of at least 32 summary rows."""
+        rows = self.summary_rows if self.spec.routing.summary == "subpage_mean" else 1
+        return 4 * max(32, rows) // rows
 
     @property
     def token_budget(self) -> bool:
@@ -196,6 +209,8 @@ class Plan:
             "TILE_TOKENS_C": self.tile_tokens_c,
             "SCORE_PAGES_CUDA": self.score_pages_cuda,
             "SCORE_PAGES_C": self.score_pages_c,
+            "PART_PAGES": self.part_pages,
+            "WARPS_ON_CUDA": self.warps_on_cuda,
         }
         if model.logits_soft_cap is not None:
             values["LOGIT_CAP"] = model.logits_soft_cap / spec.attention.epsilon
