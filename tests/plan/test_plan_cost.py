@@ -138,7 +138,7 @@ def test_the_table_of_the_readme() -> None:
 def test_a_certified_step_by_hand() -> None:
     lines = "sketch: {bits: 4}", "candidates: {tokens: 1024}"
     plan = small(*lines, "certificate: {kind: rigorous}")
-    # 512 pages: means 3 (4 * 32 + 64 * 2); 128 routed pages of sketches without residuals 3 (512 + 128); K and V of 1024
+    # 512 pages: means 3 (4 * 32 + 64 * 2); 128 routed pages of sketches less residuals 3 (512 + 128); K and V of 1024
     read = cost.StepBytes(512 * 768, 128 * 1920, 3 * 128 * 1024, 3 * 128 * 1024, 4 * (512 + 3 * 128))
     assert cost.sparse_bytes(plan, 8192) == read
     # every page's sketches and residuals 3 * 16 * 42, and two radii of 4 bytes a head
@@ -167,7 +167,12 @@ def test_kinds_of_certificates_by_hand() -> None:
 
 def test_shares_of_audits() -> None:
     share = lambda audit: cost.audited_share(small(f"certificate: {{kind: estimate{audit}}}"))
-    assert [share(""), share(", every: 16"), share(", heads: 3"), share(", every: 8, heads: 2")] == [1, 1 / 16, 1 / 3, 1 / 16]
+    assert [share(""), share(", every: 16"), share(", heads: 3"), share(", every: 8, heads: 2")] == [
+        1,
+        1 / 16,
+        1 / 3,
+        1 / 16,
+    ]
     assert cost.audited_share(small()) == 0
 
 
@@ -206,7 +211,12 @@ def test_rounds_of_expansion() -> None:
     def rounds(most: str) -> int:
         return small(f"certificate: {{kind: estimate{most}}}", "fallback: expand").expand_rounds
 
-    assert [rounds(""), rounds(", expand_pages: 256"), rounds(", expand_pages: 511"), rounds(", expand_pages: 512")] == [2, 1, 1, 2]
+    assert [
+        rounds(""),
+        rounds(", expand_pages: 256"),
+        rounds(", expand_pages: 511"),
+        rounds(", expand_pages: 512"),
+    ] == [2, 1, 1, 2]
     assert small("certificate: {kind: estimate}", "fallback: dense").expand_rounds == 0
 
 

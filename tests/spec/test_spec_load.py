@@ -94,7 +94,9 @@ def test_keys_that_mean_nothing_are_left_out() -> None:
 
 
 def test_null_is_no_key_that_means_something() -> None:
-    text = MINIMAL + "sketch: {bits: null, balance: null}\ncandidates: {min_tokens: null}\ncertificate: {margin: null}\n"
+    text = (
+        MINIMAL + "sketch: {bits: null, balance: null}\ncandidates: {min_tokens: null}\ncertificate: {margin: null}\n"
+    )
     assert spec.loads(text, "small.yaml") == spec.loads(MINIMAL, "small.yaml")
 
 

@@ -170,7 +170,11 @@ def _summary_sketch_needs_sketches(summary: str, bits: int | None) -> Problems:
 def _mass_has_a_most(mass: float | None, tokens: int | None, pages: int | None) -> Problems:
     if mass is not None and tokens is None and pages is not None:
         message = f"mass {mass:g} beside candidates.pages {pages}: whole pages are kept, or tokens that reach a mass"
-        yield "candidates.mass", message, "remove mass, or candidates.pages and set candidates.tokens to the most to keep"
+        yield (
+            "candidates.mass",
+            message,
+            "remove mass, or candidates.pages and set candidates.tokens to the most to keep",
+        )
     elif mass is not None and tokens is None:
         message = f"mass {mass:g} needs tokens, the most to keep: with tokens: all every one is kept"
         yield "candidates.mass", message, "set candidates.tokens to the most to keep, or remove mass"
