@@ -15,6 +15,7 @@ from vashista_gen.diagnose.support import SHARES, effective_support, growth
 
 SAFE_MASS, SAFE_QUERIES = 0.95, 0.9  # a head is safe if so much mass is kept for so many of its queries
 SIZES = (64, 256, 1024)  # tokens: the classes of heads that are counted
+CLEAR = 5 / 6  # of the tolerance: steps that omit at most so much are clearly within it
 FLAT = 0.25  # a head whose support grows no faster than context^FLAT is called flat
 
 
@@ -150,12 +151,18 @@ class Findings:
         certified, omitted, slack = (self.array(name, context) for name in ("certified", "mass_omitted", "slack"))
         told = np.isfinite(slack)
         true = omitted <= tolerance if tolerance is not None else None
+        # a certificate that is a little larger than the truth must still tell steps that are well within
+        clear = omitted <= CLEAR * tolerance if tolerance is not None else None
         return {
             "kind": self.package.SPEC["certificate"]["kind"],
             "tolerance": tolerance,
             "share_certified": float(certified.mean()),
             "share_truly_within": None if true is None else float(true.mean()),
             "share_falsely_certified": None if true is None else float((certified & ~true).mean()),
+            "steps": int(certified.size),
+            "steps_compared": int(told.sum()),
+            "share_certified_of_clear": None if clear is None or not clear.any() else float(certified[clear].mean()),
+            "steps_too_low": int((slack[told] < 0).sum()),
             "slack_nats": _spread(slack[told]) if told.any() else None,
             "share_of_estimates_too_low": float((slack[told] < 0).mean()) if told.any() else None,
         }

@@ -8,6 +8,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from vashista_gen.diagnose.findings import CLEAR
 from vashista_gen.diagnose.findings import FLAT, SAFE_MASS, SAFE_QUERIES
 
 
@@ -124,7 +125,10 @@ def _certificate(found: dict[str, Any]) -> str:
             f", {found['share_truly_within']:.1%} truly within {found['tolerance']:g}, "
             f"{found['share_falsely_certified']:.2%} certified wrongly"
         )
-    return text + (f"; slack median {slack['median']:.2f} nats." if slack else ".")
+    if found["share_certified_of_clear"] is not None:
+        text += f"; of those that omit at most {CLEAR * found['tolerance']:.3g}, {found['share_certified_of_clear']:.1%} certified"
+    text += f"; {found['steps_too_low']:,} of {found['steps_compared']:,} omitted masses stated too low"
+    return text + (f"; slack median {slack['median']:.3f} nats, p90 {slack['p90']:.3f}." if slack else ".")
 
 
 def _table(*columns: str) -> Table:
