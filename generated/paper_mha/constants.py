@@ -22,24 +22,10 @@ SPEC = {
         "group_reduce": "softmax_sum",
         "levels": 1,
     },
-    "sketch": {"bits": None, "transform": "page_channel", "balance": None},
-    "candidates": {
-        "tokens": 128,
-        "share": "head",
-        "dense_below": 0,
-        "mass": None,
-        "min_tokens": None,
-        "pages": None,
-    },
+    "sketch": {"bits": None},
+    "candidates": {"tokens": 128, "share": "head", "dense_below": 0, "mass": None, "pages": None},
     "attention": {"solver": "softmax", "epsilon": 1.0},
-    "certificate": {
-        "kind": "none",
-        "tolerance": 0.1,
-        "every": 1,
-        "heads": 1,
-        "margin": None,
-        "expand_pages": None,
-    },
+    "certificate": {"kind": "none", "expand_pages": None},
     "fallback": "capped",
     "targets": ["cuda-sm_90a", "c"],
 }
@@ -63,5 +49,7 @@ TILE_TOKENS_CUDA = 64
 TILE_TOKENS_C = 16
 SCORE_PAGES_CUDA = 64
 SCORE_PAGES_C = 64
+PART_PAGES = 128
+WARPS_ON_CUDA = True
 TOP_TOKENS = 128
 DENSE_BELOW = 0

@@ -23,24 +23,10 @@ SPEC = {
         "group_reduce": "softmax_sum",
         "levels": 1,
     },
-    "sketch": {"bits": None, "transform": "page_channel", "balance": None},
-    "candidates": {
-        "tokens": 512,
-        "share": "group",
-        "dense_below": 1024,
-        "mass": None,
-        "min_tokens": None,
-        "pages": None,
-    },
+    "sketch": {"bits": None},
+    "candidates": {"tokens": 512, "share": "group", "dense_below": 1024, "mass": None, "pages": None},
     "attention": {"solver": "softmax", "epsilon": 1.0},
-    "certificate": {
-        "kind": "none",
-        "tolerance": 0.1,
-        "every": 1,
-        "heads": 1,
-        "margin": None,
-        "expand_pages": None,
-    },
+    "certificate": {"kind": "none", "expand_pages": None},
     "fallback": "capped",
     "targets": ["cuda-sm_90a", "cuda-sm_80", "c"],
 }
@@ -64,6 +50,8 @@ TILE_TOKENS_CUDA = 64
 TILE_TOKENS_C = 16
 SCORE_PAGES_CUDA = 16
 SCORE_PAGES_C = 16
+PART_PAGES = 32
+WARPS_ON_CUDA = True
 SUBPAGE = 4
 CODE_MAX = 7
 TOP_TOKENS = 512

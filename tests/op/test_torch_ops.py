@@ -49,6 +49,7 @@ def everything(package, step):
     old, new = step.seq_lens - 1, step.seq_lens
     package.update_summaries(summaries, step.k_cache, step.block_table, old, new, v_cache=step.v_cache)
     selected = package.select_pages(step.q, summaries, *where)
+    package.score_pages(step.q, summaries, *where)
     package.decode(step.q, step.k_cache, step.v_cache, *where, summaries)
     given = summaries if step.subject.sketched or step.subject.certificate != "none" else None
     package.decode(step.q, step.k_cache, step.v_cache, *where, given, selected_pages=selected)

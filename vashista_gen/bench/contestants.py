@@ -52,7 +52,7 @@ def of_package(package: ModuleType, case: Case) -> list[Contestant]:
             _into(
                 package.decode,
                 case,
-                lambda i, x: (*x.paged, None),
+                lambda i, x: (*x.paged, x.summaries),
                 lambda i: {"selected_pages": pages[i]},
             ),
         ),

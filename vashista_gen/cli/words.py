@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vashista_gen.plan import Plan, cost
 
@@ -24,12 +24,14 @@ KERNELS = {
     "sketch_pages": Kernel("append", "K of the pages appended to", "their tokens' sketches, in place"),
     "measure_pages": Kernel("append", "K and V of the pages appended to", "their radii, in place"),
     "prepare_queries": Kernel("step", "q, centres, balances", "rotated queries and their norms"),
-    "score_tokens": Kernel("step", "q, K or sketches of the selected pages", "a score for each query head and token"),
+    "score_tokens": Kernel("step", "q, K of the selected pages", "a score for each query head and token"),
     "choose_tokens": Kernel("step", "token scores", "selected_tokens, and which heads keep each"),
     "attend_tokens": Kernel("step", "q, K and V of the selected tokens, block_table", "out and lse of each split"),
-    "bound_tokens": Kernel("step", "sketches and residuals of every token", "the omitted tokens' mass, in parts"),
-    "estimate_omitted": Kernel("step", "page and token scores", "the omitted tokens' mass, in parts"),
-    "certify": Kernel("step", "the omitted mass, out, lse, radii", "the certificate"),
+    "bound_tokens": Kernel(
+        "certificate", "sketches and residuals of every token", "the omitted tokens' mass, in parts"
+    ),
+    "estimate_omitted": Kernel("certificate", "page and token scores", "the omitted tokens' mass, in parts"),
+    "certify": Kernel("certificate", "the omitted mass, out, lse, radii", "the certificate"),
     "attend_failed": Kernel("failed", "q, K and V of every token of rows not certified", "out and lse of each split"),
     "merge_failed": Kernel("failed", "out and lse of the splits", "out and lse of rows not certified"),
     "attend_pages": Kernel("step", "q, K and V of the selected pages, block_table", "out and lse of each split"),
@@ -39,6 +41,7 @@ KERNELS = {
 }
 WHEN = {
     "step": "each step",
+    "certificate": "for a certificate",
     "append": "after an append",
     "instead": "for given pages",
     "failed": "rows not certified",
@@ -56,6 +59,25 @@ _SCALES = {
     "page": "{bits}-bit codes with a scale for each page",
     None: "{dtype}",
 }
+_TRANSFORMS = {
+    "page_channel": "a scale for each page and channel",
+    "hadamard": "after a Hadamard rotation, a scale for each token",
+}
+_CERTIFICATES = {
+    "rigorous": "A certificate bounds the mass of the tokens left out by their sketches and residual norms, every "
+    "rounding outward: a proof.",
+    "calibrated": "A certificate estimates the mass of the tokens left out by their sketches and adds the margin of "
+    "{margin}: it covers as often as measured there, and proves nothing.",
+    "estimate": "A certificate estimates the mass of the tokens left out by scores of pages and tokens: it can be too "
+    "small, and promises nothing.",
+}
+_FALLBACKS = {
+    "dense": "The rows (sequence, KV head) of heads that fail are attended to in whole, on the device; that reads "
+    "their K and V once more.",
+    "expand": "The rows (sequence, KV head) of heads that fail are tried again with twice the pages and tokens, up to "
+    "{most:,} pages, then attended to in whole, on the device.",
+    "capped": "A head that fails keeps its result, and the flag says so.",
+}
 _REDUCES = {
     "softmax_sum": "add up their softmaxes over the pages",
     "max": "take the greatest of their scores",
@@ -64,7 +86,12 @@ _REDUCES = {
 
 def kernels(plan: Plan) -> list[tuple[str, Kernel]]:
     """The plan's kernels, those of a decode step first and in its order."""
-    named = [(name, KERNELS.get(name, Kernel("step", "", ""))) for name in plan.kernels]
+    named = [(name, KERNELS[name]) for name in plan.kernels]
+    if plan.sketch:
+        by_sketch = {"score_tokens": "prepared queries, sketches of the selected pages"}
+        if plan.scores_by_sketch:
+            by_sketch["score_pages"] = "prepared queries, sketches of every page, block_table"
+        named = [(name, replace(kernel, reads=by_sketch.get(name, kernel.reads))) for name, kernel in named]
     return sorted(named, key=lambda item: list(WHEN).index(item[1].when))
 
 
@@ -85,16 +112,25 @@ def summary(plan: Plan) -> str:
         what = _SUMMARIES[routing.summary].format(subpage=routing.subpage, box_weight=routing.box_weight or 0)
         stored = _SCALES[plan.summary_scale].format(bits=routing.summary_bits, dtype=plan.spec.cache.kv_dtype)
         texts.append(
-            f"A page is summarised by {what}, stored as {stored}: {cost.summary_bytes_per_page(plan):,} bytes a page and "
-            f"layer, {cost.summary_bytes_per_token(plan):,.4g} a token, {cost.summary_share(plan):.1%} of the KV cache."
+            f"A page is summarised by {what}, stored as {stored}: {cost.summary_bytes_per_page(plan):,} bytes a page "
+            f"and layer, {cost.summary_bytes_per_token(plan):,.4g} a token, {cost.summary_share(plan):.1%} of the KV "
+            "cache."
         )
     if plan.sketch:
-        sketch = plan.spec.sketch
-        how = "a scale for each page and channel" if sketch.transform == "page_channel" else "Hadamard-rotated, a scale each"
-        a_token = cost.sketch_bytes_per_page(plan) / plan.spec.cache.page_size
+        sketch, per_token = plan.spec.sketch, cost.sketch_bytes_per_token(plan)
+        balanced = f", balanced over RoPE pairs by {sketch.balance}" if sketch.balance else ""
         texts.append(
-            f"A token is sketched by {sketch.bits}-bit codes of its key ({how}) and a residual norm: {a_token:,.4g} bytes a "
-            f"token and layer, {a_token / cost.token_bytes(plan):.1%} of the KV cache."
+            f"A token is sketched by {sketch.bits}-bit codes of its key ({_TRANSFORMS[sketch.transform or '']})"
+            f"{balanced}, and the norm of what they miss: {per_token:,.4g} bytes a token and layer, "
+            f"{per_token / cost.token_bytes(plan):.1%} of the KV cache."
+        )
+    if plan.sketch and not plan.scores_by_sketch or plan.certified:
+        kept = cost.kept_bytes_per_token(plan)
+        radii = (
+            f" with the radii of its pages ({cost.radii_bytes_per_page(plan):,} bytes a page)" if plan.certified else ""
+        )
+        texts.append(
+            f"All that is kept beside the cache{radii}: {kept:,.4g} bytes a token, {kept / cost.token_bytes(plan):.1%}."
         )
     return " ".join(texts)
 
@@ -121,15 +157,18 @@ def candidates(plan: Plan) -> str:
     if not plan.token_budget:
         return f"All their tokens are attended to. {weights}"
     if chosen.pages is not None:
-        by = "their sketches" if plan.sketch else "exact logits"
-        return f"Of them the {chosen.pages} pages with most of the softmax mass by {by} are attended to. {weights}"
+        by = "the sketches" if plan.sketch else "exact logits"
+        return (
+            f"Of them the {chosen.pages} pages whose tokens have most of the softmax mass by {by} are attended to "
+            f"whole, {plan.kept_tokens:,} tokens. {weights}"
+        )
     lists = "for each query head" if chosen.share == "head" else "for the group together"
     if spec.group_size == 1:
         lists = "for each head"
     by = "logits by their sketches" if plan.sketch else "logits"
     count = f"{plan.kept_tokens:,}"
     if chosen.mass is not None:
-        count = f"fewest that reach {chosen.mass:.1%} of their softmax mass, {plan.least_tokens:,} to {count},"
+        count = f"fewest that reach {chosen.mass:.4g} of their softmax mass, {plan.least_tokens:,} to {count},"
     below = max(plan.dense_below, plan.least_tokens if chosen.mass is not None else plan.kept_tokens)
     return (
         f"Of their tokens the {count} with the largest {by} are attended to, chosen {lists}; "
@@ -142,9 +181,14 @@ def certificate(plan: Plan) -> str:
     spec = plan.spec
     if not plan.certified:
         return "No certificate: what the tokens left out weigh is not stated."
-    action = {
-        "dense": "rows that fail are attended to in whole",
-        "expand": f"rows that fail are tried with twice the pages, {plan.expand_rounds} times, then attended to in whole",
-        "capped": "rows that fail keep their result, with the flag",
-    }[spec.fallback]
-    return f"{plan.certificate_in_words} A row is certified at leakage <= {spec.certificate.tolerance:g}; {action}."
+    certificate = spec.certificate
+    text = _CERTIFICATES[certificate.kind].format(margin=certificate.margin)
+    passes = f"A head is certified when the share left out, its leakage, is at most {certificate.tolerance:g}."
+    when = ""
+    if (certificate.every, certificate.heads) != (1, 1):
+        steps = f"at contexts that are multiples of {certificate.every:,}" if certificate.every != 1 else "in each step"
+        which = f"one of {certificate.heads} KV heads in turn" if certificate.heads != 1 else "every KV head"
+        share = cost.audited_share(plan)
+        when = f" Audited {steps}: {which}, {share:.2%} of all; the rest is not certified and not acted on."
+    action = _FALLBACKS[spec.fallback].format(most=spec.routing.pages << plan.expand_rounds)
+    return f"{text} {passes}{when} {action}"

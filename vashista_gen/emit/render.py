@@ -31,16 +31,22 @@ TEMPLATES = {
     "kernels/attend.py": "kernels/attend.py.jinja",
     "kernels/lower.py": "kernels/lower.py.jinja",
     "kernels/merge.py": "kernels/merge.py.jinja",
+    "kernels/prelude.cuh": "kernels/prelude.cuh.jinja",
     "kernels/prelude.h": "kernels/prelude.h.jinja",
     "kernels/score.py": "kernels/score.py.jinja",
     "kernels/select.py": "kernels/select.py.jinja",
     "kernels/summarize.py": "kernels/summarize.py.jinja",
     "kernels/tile.py": "kernels/tile.py.jinja",
+    "kernels/warp_attend.py": "kernels/warp_attend.py.jinja",
+    "kernels/warp_score.py": "kernels/warp_score.py.jinja",
+    "kernels/warp_select.py": "kernels/warp_select.py.jinja",
+    "kernels/warps.py": "kernels/warps.py.jinja",
 }
 ONLY_IF = {  # these files are written only if the plan says so
     "kernels/sketch.py": lambda plan: plan.sketch,
     "kernels/summarize.py": lambda plan: not plan.scores_by_sketch,
     "kernels/score.py": lambda plan: not plan.scores_by_sketch,
+    "kernels/warp_score.py": lambda plan: not plan.scores_by_sketch,
     "kernels/tokens.py": lambda plan: plan.token_list,
     "kernels/certify.py": lambda plan: plan.certified,
 }

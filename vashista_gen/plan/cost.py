@@ -12,27 +12,29 @@ from bisect import bisect_left
 from dataclasses import dataclass
 
 from vashista_gen.plan.plan import Plan
-from vashista_gen.spec.footprint import ITEM_BYTES
+from vashista_gen.spec.footprint import ITEM_BYTES, attention_tile, page_kernels
 
 INDEX_BYTES = 4  # int32 entries of block_table and selected_pages
 SCRATCH_BYTES = 4  # float32 scores, logits and weights
+RADII_BYTES = 8  # two float32 for each page and KV head
 MAX_CONTEXT = 2**40
 
 
 @dataclass(frozen=True)
 class StepBytes:
-    """Bytes one step reads for one sequence and layer, by what they are."""
+    """Bytes one step reads for one sequence and layer, by what they are; certificate: 0 unless each step has one."""
 
     summaries: int
     sketches: int
     keys: int
     values: int
     tables: int
+    certificate: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.summaries + self.sketches + self.keys + self.values + self.tables
+        return self.summaries + self.sketches + self.keys + self.values + self.tables + self.certificate
 
 
 def item_bytes(plan: Plan) -> int:
@@ -51,7 +53,7 @@ def token_bytes(plan: Plan) -> int:
 
 
 def summary_bytes_per_page(plan: Plan) -> int:
-    """H (rows d bits/8 + scales b): bytes of one page's summary.
+    """H (rows d bits/8 + scales b): bytes of one page's summary; 0 where sketches are its summary.
 
     rows = plan.summary_rows; 16 bits are an item of the cache (b bytes); scales: d where each channel of a page has
     one, 1 where a page has one, none for 16 bits.
@@ -65,7 +67,7 @@ def summary_bytes_per_page(plan: Plan) -> int:
 
 
 def sketch_bytes_per_page(plan: Plan, residuals: bool = True) -> int:
-    """H (page_size d bits/8 + scales b + page_size b): bytes of one page's sketches, with their residual norms or without.
+    """H (page_size d bits/8 + scales b + page_size b): bytes of one page's sketches; the last term are residual norms.
 
     scales: d where each channel of a page has one, page_size where each token has one. 0 without sketches.
     """
@@ -77,14 +79,36 @@ def sketch_bytes_per_page(plan: Plan, residuals: bool = True) -> int:
     return model.num_kv_heads * (page_size * model.head_dim * sketch.bits // 8 + floats * item_bytes(plan))
 
 
+def radii_bytes_per_page(plan: Plan) -> int:
+    """8 H: bytes of a page's radii, of its values around their centre and of its keys; 0 without a certificate."""
+    return RADII_BYTES * plan.spec.model.num_kv_heads if plan.certified else 0
+
+
 def certificate_bytes(plan: Plan, context: int) -> int:
-    """What a certificate reads on top of a step: every sketch, residual and radius; page and token scores are scratch."""
-    if not plan.certified:
-        return 0
-    a_page = 8 * plan.spec.model.num_kv_heads
-    if plan.spec.certificate.kind != "estimate":
-        a_page += sketch_bytes_per_page(plan)
-    return pages_of(plan, context) * a_page
+    """ceil(context / page_size) (sketches + 8 H): what a certificate of every KV head reads on top of a step.
+
+    Sketches with their residual norms, of every page, for kinds calibrated and rigorous; kind estimate reads the radii
+    alone: page and token scores are scratch.
+    """
+    sketches = 0 if plan.spec.certificate.kind == "estimate" else sketch_bytes_per_page(plan)
+    return pages_of(plan, context) * (sketches + radii_bytes_per_page(plan)) if plan.certified else 0
+
+
+def audited_share(plan: Plan) -> float:
+    """1 / (every heads): share of the (step, KV head) pairs that have a certificate, over many steps; 0 without one."""
+    certificate = plan.spec.certificate
+    return 1 / (certificate.every * certificate.heads) if plan.certified else 0.0
+
+
+def kept_bytes_per_token(plan: Plan) -> float:
+    """(summaries + sketches + radii of a page) / page_size: memory beside the cache for each token of a full page."""
+    page = summary_bytes_per_page(plan) + sketch_bytes_per_page(plan) + radii_bytes_per_page(plan)
+    return page / plan.spec.cache.page_size
+
+
+def sketch_bytes_per_token(plan: Plan) -> float:
+    """sketch_bytes_per_page / page_size, residual norms included."""
+    return sketch_bytes_per_page(plan) / plan.spec.cache.page_size
 
 
 def summary_bytes_per_token(plan: Plan) -> float:
@@ -117,7 +141,8 @@ def kept_tokens(plan: Plan, context: int) -> int:
     """Tokens whose K and V are read for one KV head, at most.
 
     All routed ones without a token budget and for contexts up to max(dense_below, K_c); above, K_c when a group shares
-    its tokens, and at most group_size K_c (no two heads keep the same token) when each query head has its own.
+    its tokens (the tokens of candidates.pages when whole pages are kept; with a mass, K_c is the most), and at most
+    group_size K_c (no two heads keep the same token) when each query head has its own.
     """
     routed, candidates = routed_tokens(plan, context), plan.spec.candidates
     if not plan.token_budget or context <= max(plan.dense_below, plan.kept_tokens):
@@ -135,9 +160,11 @@ def dense_bytes(plan: Plan, context: int) -> StepBytes:
 def sparse_bytes(plan: Plan, context: int) -> StepBytes:
     """What routing and scoring read, K and V of the candidates, and the tables.
 
-    Summaries of every page (or every sketch, when pages are scored by sketches) if pages are scored. With a token budget
-    the routed tokens are scored by their sketches, or by their keys, H d b routed_tokens, which are then counted under
-    keys. H d b kept_tokens each for K and V; 4 bytes a page for block_table and 4 H P for selected_pages.
+    Summaries of every page (or every sketch, when pages are scored by sketches) if pages are scored. With a token
+    budget, or to certify what is left out, the routed tokens are scored by their sketches, or by their keys,
+    H d b routed_tokens, which are then counted under keys. H d b kept_tokens each for K and V; 4 bytes a page for
+    block_table and 4 H P for selected_pages. A step that acts on its certificate reads certificate_bytes as well; what
+    a row that fails reads again is not counted.
     """
     model, pages = plan.spec.model, pages_of(plan, context)
     half = token_bytes(plan) // 2
@@ -156,6 +183,7 @@ def sparse_bytes(plan: Plan, context: int) -> StepBytes:
         keys=max(keys, half * kept_tokens(plan, context)),
         values=half * kept_tokens(plan, context),
         tables=INDEX_BYTES * (pages + model.num_kv_heads * plan.spec.routing.pages),
+        certificate=certificate_bytes(plan, context) if plan.retries else 0,
     )
 
 
@@ -163,12 +191,21 @@ def scratch_bytes(plan: Plan, context: int) -> int:
     """float32 written and read again inside a sparse step, out of the L2 cache as long as it fits there.
 
     4 (Hq + H) pages of page scores and weights if pages are scored, 4 (Hq + H) P page_size of token logits and weights
-    with a token budget; Hq query heads. The float32 partial outputs of the splits come on top.
+    with a list of tokens; Hq query heads. The float32 partial outputs of the splits come on top.
     """
     heads, routing = plan.spec.model.num_q_heads + plan.spec.model.num_kv_heads, plan.spec.routing
     scored = pages_of(plan, context) if is_routed(plan, context) else 0
     slots = routing.pages * plan.spec.cache.page_size if plan.token_list else 0
     return SCRATCH_BYTES * heads * (scored + slots)
+
+
+def shared_bytes(plan: Plan, target: str) -> tuple[int, int]:
+    """(attention kernels, kernels that hold whole pages): bytes of shared memory a block at most, on a cuda target."""
+    routing, cache, model = plan.spec.routing, plan.spec.cache, plan.spec.model
+    pages = page_kernels(
+        routing.summary, routing.subpage, cache.page_size, model.head_dim, model.dtype, plan.tile_tokens_cuda
+    )
+    return attention_tile(cache.page_size, model.head_dim, model.dtype, target).shared_bytes, max(pages.values())
 
 
 def time_bound(read: int, bandwidth: float) -> float:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from vashista_gen.spec import Spec
-from vashista_gen.spec.footprint import attention_tile
+from vashista_gen.spec.footprint import attention_tile, pages_scored, summary_rows
 
 TILE_TOKENS_C = 16  # one zmm register of float32 logits; the smallest page
 SCORE_ROWS_C = 64  # summary rows of one tile: 16 KiB at head_dim 64, and whole vectors of page scores
 MIN_TILE_TOKENS = 32
+MOST_SUMS = 256  # channels times tiles of 8 query heads whose sums one warp holds: half a lane's registers
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,18 @@ class Plan:
     score_pages_cuda: int
     score_pages_c: int
     dense_below: int
+
+    @property
+    def warps_on_cuda(self) -> bool:
+        """Whether GPU kernels keep rows in registers: 16-bit types, and the sums of a warp's query heads fit there."""
+        model = self.spec.model
+        return model.dtype != "float32" and model.head_dim * -(-self.spec.group_size // 8) <= MOST_SUMS
+
+    @property
+    def part_pages(self) -> int:
+        """Pages one warp scores on a GPU: four steps of at least 32 summary rows."""
+        rows = self.summary_rows if self.spec.routing.summary == "subpage_mean" else 1
+        return 4 * max(32, rows) // rows
 
     @property
     def token_budget(self) -> bool:
@@ -188,7 +201,7 @@ class Plan:
             "RECENT_PAGES": routing.recent_pages,
             "SUMMARY_ROWS": self.summary_rows,
             "SUMMARY_WIDTH": self.summary_width,
-            "SUMMARY_BITS": routing.summary_bits,
+            "SUMMARY_BITS": routing.summary_bits or 16,
             "SM_SCALE": model.sm_scale,
             "EPSILON": spec.attention.epsilon,
             "LOGIT_SCALE": model.sm_scale / spec.attention.epsilon,
@@ -196,6 +209,8 @@ class Plan:
             "TILE_TOKENS_C": self.tile_tokens_c,
             "SCORE_PAGES_CUDA": self.score_pages_cuda,
             "SCORE_PAGES_C": self.score_pages_c,
+            "PART_PAGES": self.part_pages,
+            "WARPS_ON_CUDA": self.warps_on_cuda,
         }
         if model.logits_soft_cap is not None:
             values["LOGIT_CAP"] = model.logits_soft_cap / spec.attention.epsilon
@@ -203,7 +218,7 @@ class Plan:
             values["SUBPAGE"] = routing.subpage
         if routing.summary == "box":
             values["BOX_WEIGHT"] = routing.box_weight
-        if routing.summary_bits != 16:
+        if routing.summary_bits in (8, 4):
             values["CODE_MAX"] = 2 ** (routing.summary_bits - 1) - 1
         if self.token_list:
             values["TOP_TOKENS"] = self.kept_tokens
@@ -227,8 +242,8 @@ class Plan:
 def make_plan(spec: Spec) -> Plan:
     """Chooses tiles and storage for a checked spec."""
     routing, page_size = spec.routing, spec.cache.page_size
-    rows = {"mean": 1, "box": 2, "sketch": page_size}.get(routing.summary) or page_size // routing.subpage
-    scored_rows = rows if routing.summary in ("subpage_mean", "sketch") else 1
+    rows = summary_rows(routing.summary, routing.subpage, page_size)
+    scored = lambda most: pages_scored(routing.summary, routing.subpage, page_size, most)
     tile_cuda = min(
         (
             attention_tile(page_size, spec.model.head_dim, spec.model.dtype, target).tokens
@@ -242,10 +257,10 @@ def make_plan(spec: Spec) -> Plan:
         spec=spec,
         summary_rows=rows,
         summary_width=spec.model.head_dim // (2 if routing.summary_bits == 4 else 1),
-        summary_scale=None if routing.summary_bits == 16 else scale,
+        summary_scale=scale if routing.summary_bits in (8, 4) else None,
         tile_tokens_cuda=tile_cuda,
         tile_tokens_c=TILE_TOKENS_C,
-        score_pages_cuda=max(1, tile_cuda // scored_rows),
-        score_pages_c=max(1, SCORE_ROWS_C // scored_rows),
+        score_pages_cuda=scored(tile_cuda),
+        score_pages_c=scored(SCORE_ROWS_C),
         dense_below=spec.candidates.dense_below,
     )

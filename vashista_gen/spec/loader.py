@@ -73,16 +73,15 @@ def _fill_defaults(section: type, prefix: str, values: Values) -> None:
         elif setting.default_key:
             if setting.default_key in values:
                 values[path] = values[setting.default_key]
-        elif setting.only_with is None or _sibling_matches(setting, prefix, values):
+        elif not setting.sibling or setting.applies(_sibling(setting, prefix, values)):
             values[path] = None if setting.word else setting.default
         else:
             values[path] = None
 
 
-def _sibling_matches(setting: Setting, prefix: str, values: Values) -> bool:
-    """Whether the sibling that `setting` depends on has the value it needs."""
-    sibling, wanted = setting.only_with or ("", "")
-    return prefix + sibling in values and values[prefix + sibling] == wanted
+def _sibling(setting: Setting, prefix: str, values: Values) -> Any:
+    """The value that `setting` depends on; one that nothing equals when it is not valid."""
+    return values.get(prefix + setting.sibling, REQUIRED)
 
 
 def _build(section: type, prefix: str, values: Values, **extra: Any) -> Any:

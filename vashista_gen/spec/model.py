@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vashista_gen.spec.setting import setting, settings_of
+from vashista_gen.spec.setting import Setting, setting, settings_of
 
 FILE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.json"  # a file of the spec's own folder
 DTYPES = ("bfloat16", "float16", "float32")
@@ -104,8 +104,13 @@ class RoutingSpec:
         bound_why="and divide page_size",
         only_rule="R18",
     )
-    summary_bits: int = setting(
-        int, "Bits of one summary element; 16 is a float, 8 and 4 are integer codes.", default=4, choices=(16, 8, 4)
+    summary_bits: int | None = setting(
+        int,
+        "Bits of one summary element; 16 is a float, 8 and 4 are integer codes.",
+        default=4,
+        choices=(16, 8, 4),
+        unless=("summary", "sketch"),
+        only_rule="R32",
     )
     box_weight: float | None = setting(
         float,
@@ -146,13 +151,19 @@ class SketchSpec:
     """Quantised keys of every token beside the cache; `bits` is None for none."""
 
     bits: int | None = setting(
-        int, "Bits of one channel of a key's sketch; null keeps no sketches.", default=None, word="null", choices=(2, 4, 8)
+        int,
+        "Bits of one channel of a key's sketch; null keeps no sketches.",
+        default=None,
+        word="null",
+        choices=(2, 4, 8),
     )
-    transform: str = setting(
+    transform: str | None = setting(
         str,
         "How a key is coded: a scale for each page and channel, or one for each token after a Hadamard rotation.",
         default="page_channel",
         choices=("page_channel", "hadamard"),
+        unless=("bits", None),
+        only_rule="R31",
     )
     balance: str | None = setting(
         str,
@@ -160,6 +171,8 @@ class SketchSpec:
         default=None,
         word="null",
         pattern=FILE,
+        unless=("bits", None),
+        only_rule="R31",
         bound_rule="R37",
         bound_why="the name of a file that `vashista-gen calibrate` wrote beside the spec",
     )
@@ -192,7 +205,8 @@ class CandidatesSpec:
     )
     mass: float | None = setting(
         float,
-        "Keep the fewest tokens whose share of the routed tokens' softmax mass reaches this; null for K_c tokens always.",
+        "Keep the fewest tokens whose share of the routed tokens' softmax mass reaches this; "
+        "null for K_c tokens always.",
         default=None,
         word="null",
         above=0,
@@ -200,7 +214,14 @@ class CandidatesSpec:
         bound_rule="R33",
     )
     min_tokens: int | None = setting(
-        int, "The fewest tokens that `mass` keeps; null for as many as are always kept.", default=None, word="null", low=1
+        int,
+        "The fewest tokens that `mass` keeps; null for as many as are always kept.",
+        default=None,
+        word="null",
+        low=1,
+        high=4096 * 128,
+        unless=("mass", None),
+        only_rule="R33",
     )
     pages: int | None = setting(
         int,
@@ -237,19 +258,42 @@ class CertificateSpec:
         default="none",
         choices=("none", "estimate", "calibrated", "rigorous"),
     )
-    tolerance: float = setting(
-        float, "A row is certified when its leakage is at most this.", default=0.1, above=0, high=1, bound_rule="R36"
+    tolerance: float | None = setting(
+        float,
+        "A row is certified when its leakage is at most this.",
+        default=0.1,
+        above=0,
+        high=1,
+        bound_rule="R36",
+        unless=("kind", "none"),
+        only_rule="R36",
     )
-    every: int = setting(
-        int, "Audit the steps whose context is a multiple of this many tokens.", default=1, low=1, high=1 << 20
+    every: int | None = setting(
+        int,
+        "Audit the steps whose context is a multiple of this many tokens.",
+        default=1,
+        low=1,
+        high=1 << 20,
+        unless=("kind", "none"),
+        only_rule="R36",
     )
-    heads: int = setting(int, "Audit one of this many KV heads a step, in turn.", default=1, low=1, high=1024)
+    heads: int | None = setting(
+        int,
+        "Audit one of this many KV heads a step, in turn.",
+        default=1,
+        low=1,
+        high=1024,
+        unless=("kind", "none"),
+        only_rule="R36",
+    )
     margin: str | None = setting(
         str,
         "Calibration file beside the spec that holds the margin of kind calibrated.",
         default=None,
         word="null",
         pattern=FILE,
+        only_with=("kind", "calibrated"),
+        only_rule="R37",
         bound_rule="R37",
         bound_why="the name of a file that `vashista-gen calibrate` wrote beside the spec",
     )
@@ -318,10 +362,15 @@ class Spec:
     def to_dict(self) -> dict[str, Any]:
         """The resolved spec as a plain dict that loads back to an equal one.
 
-        `sm_scale` is a number, `candidates.tokens` is "all" when every token is kept, a key that does not apply to the
-        chosen summary is left out, `source` is not in it.
+        `sm_scale` is a number, `candidates.tokens` is "all" when every token is kept, a key that has no meaning beside
+        the others is left out, `source` is not in it.
         """
         return _plain(self)
+
+
+def _applies(section: Any, allowed: Setting) -> bool:
+    """Whether a key has a meaning beside the others of its section."""
+    return not allowed.sibling or allowed.applies(getattr(section, allowed.sibling))
 
 
 def _plain(section: Any) -> dict[str, Any]:
@@ -333,8 +382,8 @@ def _plain(section: Any) -> dict[str, Any]:
             plain[key] = _plain(value)
         elif isinstance(value, tuple):
             plain[key] = list(value)
-        elif value is not None or allowed.word == "null":
+        elif value is not None or (allowed.word == "null" and _applies(section, allowed)):
             plain[key] = value
-        elif allowed.word:
+        elif allowed.word not in ("", "null"):
             plain[key] = allowed.word
     return plain
