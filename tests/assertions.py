@@ -46,7 +46,7 @@ class Arithmetic:
 
     add     of one addition: u; tensor cores truncate and keep few guard bits: 4 u
     staged  of the attention weights and of summaries when they are cast to the cache's type; 0 where they are not
-    least   half the smallest subnormal of that type, where that is not far below any bound: casts err by so much at least
+    least   half the smallest subnormal of that type, where it is not far below any bound: a cast errs by that at least
     out     of the output's type, beyond float32
     """
 
@@ -223,12 +223,12 @@ def page_score_error(spec: dict, q: torch.Tensor, rows: torch.Tensor, sizes: tor
 
 
 def sketch_dot_error(q: torch.Tensor, center: torch.Tensor, prepared: torch.Tensor, values: torch.Tensor, arithmetic):
-    """Bound [g, n] on the error of <q, c> + <x, y^> from q [g, d], c [d], prepared queries x [g, d], sketches y^ [n, d].
+    """Bound [g, n] on the error of <q, c> + <x, y^> from q [g, d], c [d], prepared x [g, d], sketches y^ [n, d].
 
-    Preparing x takes a quotient, a factor and log2(d) sums of two terms, each relative to ||x|| (a rotation keeps norms),
-    a division by its largest element and the product with it; both sides round once by `staged` where they are cast
-    (elements of x are at most 1: in float16 by `least` at least). By Cauchy-Schwarz |<x, y^>| terms add up to no more than
-    ||x|| ||y^||. The terms of <q, c> stand for themselves.
+    Preparing x takes a quotient, a factor and log2(d) sums of two terms, each relative to ||x|| (a rotation keeps
+    norms), a division by its largest element and the product with it; both sides round once by `staged` where they are
+    cast (elements of x are at most 1: in float16 by `least` at least). By Cauchy-Schwarz the terms of <x, y^> add up to
+    no more than ||x|| ||y^||. The terms of <q, c> stand for themselves.
     """
     d = q.shape[-1]
     cast = 2 * arithmetic.staged + d**0.5 * arithmetic.least
@@ -237,16 +237,16 @@ def sketch_dot_error(q: torch.Tensor, center: torch.Tensor, prepared: torch.Tens
 
 
 def token_page_score_error(dl: torch.Tensor, scores: torch.Tensor, page_size: int) -> torch.Tensor:
-    """Bound [g, pages] for scores log sum exp of a page's logits, dl [g, pages] the largest error of one: see page_score_error."""
+    """Bound [g, pages] on log sum exp of a page's logits, dl [g, pages] the largest error of one: page_score_error."""
     return dl + U * (12 + 4 * page_size + 4 * math.log(page_size + 1) + 2 * scores.abs())
 
 
 def residual_slack(subject_dtype: torch.dtype, arithmetic, d: int) -> tuple[float, float]:
     """(relative to ||y - y^||, relative to ||y||) that a stored residual may exceed ||y - y^|| by.
 
-    A norm is rounded outward by (d + 16) 2 u twice, what is stored by its type's rounding; rho ||y|| covers every rounding
-    of a dot product with the sketch, sums of tensor cores with 4 u and a query cast once (2^-8 in bfloat16, and
-    2^-11 + sqrt(d) 2^-25 in float16).
+    A norm is rounded outward by (d + 16) 2 u twice, what is stored by its type's rounding; rho ||y|| covers every
+    rounding of a dot product with the sketch, sums of tensor cores with 4 u and a query cast once (2^-8 in bfloat16,
+    and 2^-11 + sqrt(d) 2^-25 in float16).
     """
     stored = 0.0 if arithmetic.staged == 0 else 4 * torch.finfo(subject_dtype).eps
     norms, sums = 8 * (d + 16) * U + 2.0**-20, 8 * arithmetic.add * (d + 64)

@@ -58,7 +58,7 @@ def check_choice(step: Step, summaries, found: Round, b: int, h: int, q, keys, b
     check_list(subject, found, b, h, length, where)
     tokens = candidates(subject, found.pages[b, h], length)
     kept = found.kept(b, h, subject.group, length)[:, tokens]
-    if length <= rule["dense_below"] or not len(tokens):
+    if length <= rule.get("dense_below", 0) or not len(tokens):
         assert kept.all(), f"{where}: a token of a short context is left out"
         return True
     routed = subject.routed_pages * size
@@ -70,9 +70,9 @@ def check_choice(step: Step, summaries, found: Round, b: int, h: int, q, keys, b
     always = (pages < routing["sink_pages"]) | (pages >= last - routing["recent_pages"])
     always |= torch.isin(pages, torch.tensor([p for p in pinned if p >= 0], dtype=torch.long))
     score, error = token_ranks(step, summaries, b, h, q, keys, tokens)
-    if rule["pages"] is not None:
+    if rule.get("pages") is not None:
         return _check_pages(kept[0], score[0], error[0], pages, always, max(most // size, 1), where)
-    if rule["mass"] is not None and budgets is None:
+    if rule.get("mass") is not None and budgets is None:
         return _check_mass(subject, kept[0], score[0], error[0], always, most, where)
     return all([_check_largest(kept[g], score[g], error[g], always, most, where) for g in range(len(score))])
 
@@ -100,7 +100,7 @@ def _check_pages(kept, score, error, pages, always, most: int, where: str) -> bo
 
 
 def _check_mass(subject: Subject, kept, score, error, always, most: int, where: str) -> bool:
-    """The fewest of the largest tokens that reach the share, clamped; at least what is always kept, when that is reached.
+    """The fewest of the largest tokens that reach the share, clamped; all that are always kept, where there is room.
 
     Each weight is rounded down to 2^-26 of the group's mass, the share of their sum once more in float32.
     """

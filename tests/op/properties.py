@@ -62,7 +62,7 @@ def check_decode(subject: Subject, case: Case, budgets: int | None = None, pins:
         *map(host, (step.q, step.k_cache, step.v_cache, step.block_table, step.seq_lens)), wide(summaries),
         **{name: host(x) for name, x in given.items()},
     )  # fmt: skip
-    arithmetic, tokens_kept = arithmetic_of(subject), []
+    arithmetic = arithmetic_of(subject)
     for b, h, q, keys, values in step.rows:
         where, heads, length = f"row {b}, KV head {h}", step.heads(h), step.lengths[b]
         clear = torch.equal(ref_selected[b, h], selected[b, h].cpu())

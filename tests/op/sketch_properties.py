@@ -11,13 +11,13 @@ CODE_MAX = {2: 1.5, 4: 7.5, 8: 127.0}
 
 
 def sketch_of(step: Step, summaries, b: int, h: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(decoded sketches y^ [n, d], residuals [n], what a token's scale is [n, d]) of one row, float64, from the kernel's summaries."""
+    """(decoded sketches y^ [n, d], residuals [n], scales [n, d]) of one row in float64, from the kernel's summaries."""
     reference, n = step.subject.package.reference, step.lengths[b]
     summaries = type(summaries)(*(x.cpu() for x in summaries))
     pages = torch.tensor(step.pages()[b], dtype=torch.long)
     values = reference.sketch_values(summaries, pages)[:, h].double().flatten(0, 1)[:n]
     scales = summaries.sketch_scales[pages, h].double()
-    if step.subject.spec["sketch"]["transform"] == "hadamard":
+    if step.subject.spec["sketch"].get("transform") == "hadamard":
         scales = scales.flatten()[:n, None].expand_as(values)
     else:
         scales = scales.repeat_interleave(step.subject.page_size, 0)[:n]
@@ -68,7 +68,7 @@ def check_sketches(subject, case, calibrated: bool = False) -> None:
         assert (residuals >= error).all(), f"{where}: a residual is below the sketch's error"
         assert (residuals <= (1 + near) * error + far * length + least).all(), f"{where}: a residual is far too large"
         rounding = 8 * (subject.head_dim**0.5 + 4) * U * length[:, None]
-        span = y.abs() if subject.spec["sketch"]["transform"] == "hadamard" else None
+        span = y.abs() if subject.spec["sketch"].get("transform") == "hadamard" else None
         if bits != 2:
             reach = scales * (0.5 + 2 * stored * CODE_MAX[bits]) + rounding + least
             assert ((y - values).abs() <= reach).all(), f"{where}: a code is not the nearest"

@@ -54,14 +54,14 @@ class Subject:
     def tokens_kept(self) -> int | None:
         """K_c, the most where it follows a mass; None for all."""
         candidates = self.spec["candidates"]
-        if candidates["pages"] is not None:
-            return candidates["pages"] * self.page_size
+        if candidates.get("pages") is not None:
+            return candidates.get("pages") * self.page_size
         return None if candidates["tokens"] == "all" else candidates["tokens"]
 
     @property
     def least_tokens(self) -> int | None:
         """The fewest tokens that are kept where there are as many; None for all."""
-        by_mass = self.spec["candidates"]["mass"] is not None
+        by_mass = self.spec["candidates"].get("mass") is not None
         return self.part("constants").MIN_TOKENS if by_mass else self.tokens_kept
 
     @property
@@ -108,7 +108,7 @@ class Subject:
         """Whether `decode` keeps every token of a sequence of that length."""
         within = length <= self.routed_pages * self.page_size
         kept = self.least_tokens
-        return within and (kept is None or length <= max(kept, self.spec["candidates"]["dense_below"]))
+        return within and (kept is None or length <= max(kept, self.spec["candidates"].get("dense_below", 0)))
 
     def lengths(self, case: Case) -> list[int]:
         """Sequence lengths of a case, cut where the whole batch would hold too much to compute quickly."""
@@ -175,7 +175,8 @@ class Step:
 
     def live(self) -> torch.Tensor:
         """bool [num_pages, page_size]: where the tokens of the sequences lie, on the CPU."""
-        live, size = torch.zeros(self.k_cache.shape[0], self.subject.page_size, dtype=torch.bool), self.subject.page_size
+        size = self.subject.page_size
+        live = torch.zeros(self.k_cache.shape[0], size, dtype=torch.bool)
         for row, n in zip(self.pages(), self.lengths, strict=True):
             for p, page in enumerate(row):
                 live[page, : n - p * size] = True
@@ -237,7 +238,7 @@ def wide(summaries: Any) -> Any:
 
 def by_token(subject: Subject) -> tuple[str, ...]:
     """Names of the fields that hold something of every token of a page."""
-    of_token = subject.spec["sketch"]["transform"] == "hadamard"
+    of_token = subject.spec["sketch"].get("transform") == "hadamard"
     return ("sketch_codes", "sketch_residuals", *(("sketch_scales",) if of_token else ()))
 
 
@@ -245,7 +246,7 @@ def make_step(subject: Subject, case: Case) -> Step:
     """The tensors of a case: pages in random order; NaN in pages no sequence uses and behind the last tokens."""
     lengths = subject.lengths(case)
     draw = torch.Generator().manual_seed(case.seed)
-    q, keys, values = _tensors(subject, case.family, lengths, draw)
+    q, keys, values = _tensors(subject, case.family, lengths, draw, case.seed)
     q = q.to(subject.dtype)
     keys, values = ([x.to(subject.dtype) for x in tensors] for tensors in (keys, values))
     needed = [-(-n // subject.page_size) for n in lengths]
@@ -284,7 +285,7 @@ def write_tokens(subject: Subject, cache: torch.Tensor, table: torch.Tensor, fir
         cache[pages, :, offsets] = tokens
 
 
-def _tensors(subject, family, lengths, draw):
+def _tensors(subject, family, lengths, draw, seed):
     """(q [batch, heads, d], keys[b], values[b] [n, kv heads, d]) in float32."""
     normal = lambda *shape: torch.randn(*shape, generator=draw)
     heads, d = subject.kv_heads, subject.head_dim
@@ -308,6 +309,13 @@ def _tensors(subject, family, lengths, draw):
         grow = lambda x: x * 10 ** (low + (high - low) * torch.rand(len(x), 1, 1, generator=draw))
         keys, values = [grow(k) for k in keys], [grow(v) for v in values]
         q = q / 10**low if family == "tiny" else q
+    elif family == "orthogonal":
+        distinct = 1000 * torch.where(normal(1 + 2 * (seed % 2), heads, d) > 0, 1.0, -1.0)
+        keys = [distinct[torch.randint(0, len(distinct), (len(k),), generator=draw)] for k in keys]
+        basis = torch.linalg.qr(distinct.double().permute(1, 2, 0)).Q  # [heads, d, distinct]
+        grouped = q.double().view(len(lengths), heads, -1, d)
+        q = (grouped - torch.einsum("bhgd,hdi,hei->bhge", grouped, basis, basis)).view(q.shape) * 1e4 / d**0.5
+        q = q.float()
     elif family == "common_value":
         values = [1000 * normal(1, heads, d) + v for v in values]
     elif family == "one_key":

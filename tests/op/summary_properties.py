@@ -75,7 +75,7 @@ def check_summaries(subject, case):
 
 
 def assert_radii(subject, summaries, step, least):
-    """Values' distance from their centre and keys' length, the largest of each page: not below `least` times it, and little more."""
+    """Each page's farthest value from the centre and longest key: at least `least` times it, and little more."""
     for b, (keys, values) in enumerate(zip(step.keys, step.values, strict=True)):
         if not len(keys):
             continue

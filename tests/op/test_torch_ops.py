@@ -93,7 +93,11 @@ def test_fake_kernels_give_shapes(subject):
 @shape_config.patch(use_duck_shape=False)  # else a batch of 2 counts as the same number as 2 KV heads
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("tiny", "hd64_group7_fp16", "hd64_sketch8_dense")]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xdist_group(name))
+        for name in ("tiny", "hd64_group7_fp16", "hd64_sketch8_dense")
+    ],
 )
 def test_compiles_once_for_every_batch_and_length(packages, name):
     """fullgraph, one compilation, and the result is that of eager mode."""

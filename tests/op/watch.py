@@ -1,4 +1,4 @@
-"""What a call of decode chose on its way: pages, token lists and certificates of every round, recorded inside the op."""
+"""What a call of decode chose on its way: pages, token lists and certificates of every round, seen inside the op."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Round:
 
 @dataclass
 class Watched:
-    """Results of one call (certificate: its six tensors or None), and its rounds; no round: every token was attended to."""
+    """Results of one call (certificate: six tensors or None), and its rounds; no round: every token was attended to."""
 
     out: torch.Tensor
     lse: torch.Tensor

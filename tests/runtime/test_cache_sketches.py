@@ -122,7 +122,7 @@ def test_a_calibration_stays_from_the_first_to_the_last_append(packages):
 
 
 def test_centres_are_the_means_of_the_first_fill(packages):
-    """Keys and values of the first append; they stay for later appends, and the next fill of an empty cache renews them."""
+    """Of keys and values of the first append; later appends leave them, the next fill of an empty cache renews them."""
     cache = poisoned(packages[CENTRED])
     places = [x.data_ptr() for x in cache.summaries]
     k, v = append(cache, 0, [40, 0])
@@ -144,7 +144,9 @@ def test_centres_are_the_means_of_the_first_fill(packages):
 
 
 def test_a_calibrated_package_needs_its_calibration(packages):
-    with pytest.raises(ValueError, match=f"^{CALIBRATED}: .* need a margin; next: pass calibration={CALIBRATED}.calibration"):
+    with pytest.raises(
+        ValueError, match=f"^{CALIBRATED}: .* need a margin; next: pass calibration={CALIBRATED}.calibration"
+    ):
         PagedCache(packages[CALIBRATED], 4)
 
 
