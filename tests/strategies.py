@@ -28,7 +28,7 @@ SKETCH_FAMILIES = (
     "tiny",  # norms of about 1e-25
     "spread",  # norms from 1e-25 to 1e15
     "orthogonal",  # long queries and keys whose products nearly cancel; one distinct key, or three for odd seeds
-    "common_value",  # values that differ little from one that is 1000 times as long
+    "common_value",  # values that differ little from one that is a million times as long
 )
 
 

@@ -317,7 +317,8 @@ def _tensors(subject, family, lengths, draw, seed):
         q = (grouped - torch.einsum("bhgd,hdi,hei->bhge", grouped, basis, basis)).view(q.shape) * 1e4 / d**0.5
         q = q.float()
     elif family == "common_value":
-        values = [1000 * normal(1, heads, d) + v for v in values]
+        offset = 1e3 if subject.dtype == torch.float16 else 1e6
+        values = [offset * normal(1, heads, d) + v for v in values]
     elif family == "one_key":
         # one key in the direction of all the group's queries, alone on its page of keys against them
         q = (16 * d**0.5 * torch.eye(d)[0]).expand(q.shape).clone()
