@@ -91,8 +91,8 @@ class Step:
         if self.package.SPEC.get("certificate", {}).get("kind", "none") == "none":
             return {}
         _, lse, certificate = self.decode(return_certificate=True)
-        omitted = log_omitted(lse.T.double(), lse_of_all(self.layer))
         total = lse_of_all(self.layer)
+        omitted = log_omitted(lse.T.double(), total)
         return {
             "certified": certificate.certified.T.clone(),
             "leakage": certificate.leakage.T.double(),
