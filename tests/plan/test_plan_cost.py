@@ -34,6 +34,15 @@ routing: {{pages: 128{routing}}}
 """
 
 
+LLAMA3 = """\
+name: llama3
+model: {num_q_heads: 32, num_kv_heads: 8, head_dim: 128}
+cache: {page_size: 16}
+routing: {pages: 64}
+candidates: {tokens: 512, dense_below: 1024}
+"""
+
+
 def plan_of(path: str) -> Plan:
     return make_plan(spec.load(ROOT / path))
 
@@ -45,7 +54,7 @@ def small(*lines: str, routing: str = "") -> Plan:
 
 def test_llama3_by_hand() -> None:
     # H 8, d 128, b 2: K or V of a token 2048 bytes; a page: 4 rows of 64 bytes and 128 scales of 2 bytes, 8 times
-    plan = plan_of("specs/llama3_8b.yaml")
+    plan = make_plan(spec.loads(LLAMA3, "llama3.yaml"))
     assert cost.token_bytes(plan) == 4096
     assert cost.summary_bytes_per_page(plan) == 8 * (4 * 64 + 128 * 2) == 4096
     assert cost.summary_bytes_per_token(plan) == 256
@@ -64,7 +73,7 @@ def test_llama3_by_hand() -> None:
 
 def test_the_last_page_is_not_full() -> None:
     # 1025 tokens: 65 pages, the last with one token; 63 full pages and that one are kept
-    plan = plan_of("specs/llama3_8b.yaml")
+    plan = make_plan(spec.loads(LLAMA3, "llama3.yaml"))
     assert not cost.is_routed(plan, 1024)
     assert cost.is_routed(plan, 1025)
     assert cost.routed_tokens(plan, 1025) == 63 * 16 + 1
