@@ -55,7 +55,6 @@ _SUMMARIES = {
     "box": "the least and the greatest value of its keys in each channel (box weight {box_weight:g})",
 }
 _SCALES = {
-    "page_channel": "{bits}-bit codes with a scale for each page and channel",
     "page": "{bits}-bit codes with a scale for each page",
     None: "{dtype}",
 }
