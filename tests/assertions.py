@@ -30,6 +30,7 @@ Tensor cores take the weights in the cache's type: a relative u_w each, or 2^-25
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,7 @@ class Arithmetic:
 
     add     of one addition: u; tensor cores truncate and keep few guard bits: 4 u
     staged  of the attention weights and of summaries when they are cast to the cache's type; 0 where they are not
-    least   half the smallest subnormal of that type, where that is not far below any bound: casts err by so much at least
+    least   half the smallest subnormal of that type, where it is not far below any bound: a cast errs by that at least
     out     of the output's type, beyond float32
     """
 
@@ -76,8 +77,13 @@ def logits_of(spec: dict, q: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Te
     """(s / epsilon [g, n], A [g, n]) for queries [g, d] and keys [n, d], float64."""
     model, epsilon = spec["model"], spec["attention"]["epsilon"]
     logits, magnitudes = model["sm_scale"] * (q @ keys.T), model["sm_scale"] * (q.abs() @ keys.abs().T)
-    cap = model["logits_soft_cap"]
-    return (logits if cap is None else cap * torch.tanh(logits / cap)) / epsilon, magnitudes / epsilon
+    return capped(spec, logits) / epsilon, magnitudes / epsilon
+
+
+def capped(spec: dict, logits: torch.Tensor) -> torch.Tensor:
+    """cap tanh(s / cap), or s where the spec has no cap."""
+    cap = spec["model"]["logits_soft_cap"]
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def logit_error(spec: dict, logits: torch.Tensor, magnitudes: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
@@ -207,10 +213,41 @@ def page_score_error(spec: dict, q: torch.Tensor, rows: torch.Tensor, sizes: tor
     else:
         magnitudes = torch.einsum("gd,prd->gpr", q.abs(), rows.abs())
         magnitudes = magnitudes.masked_fill((sizes == 0)[None], 0.0).amax(-1)
-        error = scale * (arithmetic.gamma(model["head_dim"] + 4) + arithmetic.staged) * magnitudes
+        error = scale * (arithmetic.gamma(model["head_dim"] + 8) + arithmetic.staged) * magnitudes
     if model["logits_soft_cap"] is not None:
         error = error + 10 * U * model["logits_soft_cap"] / spec["attention"]["epsilon"]
     if routing["summary"] == "subpage_mean":
         log_tokens = torch.log(sizes.sum(-1).double() + 1)
         error = error + U * (12 + 4 * rows.shape[1] + 4 * log_tokens + 2 * scores.abs())
     return error
+
+
+def sketch_dot_error(q: torch.Tensor, center: torch.Tensor, prepared: torch.Tensor, values: torch.Tensor, arithmetic):
+    """Bound [g, n] on the error of <q, c> + <x, y^> from q [g, d], c [d], prepared x [g, d], sketches y^ [n, d].
+
+    Preparing x takes a quotient, a factor and log2(d) sums of two terms, each relative to ||x|| (a rotation keeps
+    norms), a division by its largest element and the product with it; both sides round once by `staged` where they are
+    cast (elements of x are at most 1: in float16 by `least` at least). By Cauchy-Schwarz the terms of <x, y^> add up to
+    no more than ||x|| ||y^||. The terms of <q, c> stand for themselves.
+    """
+    d = q.shape[-1]
+    cast = 2 * arithmetic.staged + d**0.5 * arithmetic.least
+    product = (arithmetic.gamma(d + 40) + cast) * prepared.norm(dim=-1)[:, None] * values.norm(dim=-1)
+    return product + (d + 10) * 2 * U * (q.abs() @ center.abs())[:, None]
+
+
+def token_page_score_error(dl: torch.Tensor, scores: torch.Tensor, page_size: int) -> torch.Tensor:
+    """Bound [g, pages] on log sum exp of a page's logits, dl [g, pages] the largest error of one: page_score_error."""
+    return dl + U * (12 + 4 * page_size + 4 * math.log(page_size + 1) + 2 * scores.abs())
+
+
+def residual_slack(subject_dtype: torch.dtype, arithmetic, d: int) -> tuple[float, float]:
+    """(relative to ||y - y^||, relative to ||y||) that a stored residual may exceed ||y - y^|| by.
+
+    A norm is rounded outward by (d + 16) 2 u twice, what is stored by its type's rounding; rho ||y|| covers every
+    rounding of a dot product with the sketch, sums of tensor cores with 4 u and a query cast once (2^-8 in bfloat16,
+    and 2^-11 + sqrt(d) 2^-25 in float16).
+    """
+    stored = 0.0 if arithmetic.staged == 0 else 4 * torch.finfo(subject_dtype).eps
+    norms, sums = 8 * (d + 16) * U + 2.0**-20, 8 * arithmetic.add * (d + 64)
+    return stored + norms, stored + sums

@@ -23,6 +23,13 @@ FAMILIES = (
     "lse_zero",  # every logit is -log n, so lse is 0 but for rounding
     "lse_low",  # every logit is -1e4
 )
+SKETCH_FAMILIES = (
+    *FAMILIES,
+    "tiny",  # norms of about 1e-25
+    "spread",  # norms from 1e-25 to 1e15
+    "orthogonal",  # long queries and keys whose products nearly cancel; one distinct key, or three for odd seeds
+    "common_value",  # values that differ little from one that is 1000 times as long
+)
 
 
 def examples(count: int) -> settings:
@@ -119,11 +126,30 @@ def specs(draw: st.DrawFn) -> dict:
         routing["subpage"] = choose(2, 4, 8, 16)
     if routing["summary"] == "box":
         routing["box_weight"] = choose(1.0, 0.5, 0.0)
+    sketch: dict = {"bits": choose(None, None, 2, 4, 8)}
+    if sketch["bits"] is not None:
+        sketch["transform"] = choose("page_channel", "hadamard")
+        if choose(True, False):
+            routing = {key: routing[key] for key in ("pages", "recent_pages", "sink_pages", "group_reduce")}
+            routing["summary"] = "sketch"
     candidates: dict = {"tokens": "all", "share": choose("group", "head")}
     if choose(True, True, False):
         candidates["tokens"] = draw(st.integers(1, pages * page_size))
         candidates["dense_below"] = choose(0, 0, pages * page_size // 2)
+        if candidates["share"] == "group" and choose(True, False):
+            candidates["mass"] = choose(0.5, 0.9, 0.99)
+            candidates["min_tokens"] = choose(None, 1, candidates["tokens"])
+    elif candidates["share"] == "group" and choose(True, False):
+        candidates["pages"] = draw(st.integers(recent + routing["sink_pages"], pages))
+    kinds = ["none", *(["rigorous"] * 2 if sketch["bits"] else [])]
+    kinds += ["estimate"] if routing["summary"] != "sketch" else []
+    certificate: dict = {"kind": choose(*kinds)}
+    if certificate["kind"] != "none":
+        certificate |= {"tolerance": choose(0.05, 0.3, 0.9), "every": choose(1, 1, 2), "heads": choose(1, 1, 2)}
     return {
+        "sketch": sketch,
+        "certificate": certificate,
+        "fallback": "capped" if certificate["kind"] == "none" else choose("capped", "dense", "expand"),
         "model": model,
         "cache": {"page_size": page_size, "layout": choose("NHD", "HND")},
         "routing": routing,

@@ -66,20 +66,31 @@ def on_device(package, device: str) -> Subject:
     return Subject(package, torch.device(device, 0) if device == "cuda" else torch.device(device), dtype)
 
 
-def _parameters():
+def _parameters(wanted=lambda loaded: True):
+    """(name, device) of the specs that are wanted, on each device."""
     for device in ("cpu", "cuda"):
         gpu = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA device")]
         for name, path in SPECS.items():
-            if device == "cpu" or "cuda" in path.read_text(encoding="utf-8"):
+            if (device == "cpu" or "cuda" in path.read_text(encoding="utf-8")) and wanted(spec.load(path)):
                 marks = [pytest.mark.xdist_group(name), *(gpu if device == "cuda" else [])]
                 yield pytest.param((name, device), marks=marks, id=f"{name}-{device}")
 
 
-@pytest.fixture(scope="session", params=_parameters())
-def subject(request, packages) -> Subject:
-    """Each package on each device."""
-    name, device = request.param
-    return on_device(packages(name), device)
+def _subjects(wanted=lambda loaded: True):
+    """A fixture of the packages whose specs are wanted, on each device."""
+
+    def subject(request, packages) -> Subject:
+        name, device = request.param
+        return on_device(packages(name), device)
+
+    return pytest.fixture(scope="session", params=_parameters(wanted))(subject)
+
+
+subject = _subjects()
+sketched = _subjects(lambda loaded: loaded.sketch.bits is not None)
+listing = _subjects(lambda loaded: make_plan(loaded).token_list)
+certified = _subjects(lambda loaded: loaded.certificate.kind != "none")
+retrying = _subjects(lambda loaded: loaded.fallback != "capped")
 
 
 @pytest.fixture(scope="session")

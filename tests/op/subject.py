@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import dataclass
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from assertions import Arithmetic
 from strategies import Case
 
 NAN = float("nan")
 MOST_HEADS = 8  # KV heads of a sequence that are compared, about
+CONSTANTS = ("center", "balance", "spread", "value_center", "margin")  # fields of summaries that are no page's
 NO_PAGE = 2**30  # what the block table holds behind a sequence: no cache has such a page
 
 
@@ -49,9 +52,54 @@ class Subject:
 
     @property
     def tokens_kept(self) -> int | None:
-        """K_c, None for all."""
-        tokens = self.spec["candidates"]["tokens"]
-        return None if tokens == "all" else tokens
+        """K_c, the most where it follows a mass; None for all."""
+        candidates = self.spec["candidates"]
+        if candidates.get("pages") is not None:
+            return candidates.get("pages") * self.page_size
+        return None if candidates["tokens"] == "all" else candidates["tokens"]
+
+    @property
+    def least_tokens(self) -> int | None:
+        """The fewest tokens that are kept where there are as many; None for all."""
+        by_mass = self.spec["candidates"].get("mass") is not None
+        return self.part("constants").MIN_TOKENS if by_mass else self.tokens_kept
+
+    @property
+    def sketched(self) -> bool:
+        """Whether tokens have sketches."""
+        return self.spec["sketch"]["bits"] is not None
+
+    @property
+    def certificate(self) -> str:
+        """Kind of the certificate: none, estimate, calibrated or rigorous."""
+        return self.spec["certificate"]["kind"]
+
+    @property
+    def lists_tokens(self) -> bool:
+        """Whether a step attends to a list of tokens, not to whole pages."""
+        return self.tokens_kept is not None or self.certificate != "none"
+
+    @property
+    def retries(self) -> bool:
+        """Whether rows whose certificate fails are computed again."""
+        return self.spec["fallback"] != "capped"
+
+    def part(self, name: str) -> ModuleType:
+        """A module of the package."""
+        return importlib.import_module(f"{self.package.__name__}.{name}")
+
+    def audited(self, length: int, h: int) -> bool:
+        """Whether a step at this length certifies KV head h."""
+        rule = self.spec["certificate"]
+        return length % rule["every"] == 0 and (length // rule["every"] + h) % rule["heads"] == 0
+
+    def calibration(self, draw: torch.Generator) -> Any:
+        """What one layer's calibration may hold: centres, balances of 1/4 to 4, spreads of 1/4 to 5/4, a margin."""
+        normal = lambda: torch.randn(self.kv_heads, self.head_dim, generator=draw)
+        balance = 4 ** (2 * torch.rand(self.kv_heads, self.head_dim // 2, generator=draw) - 1)
+        given = SimpleNamespace(center=normal(), balance=balance, value_center=normal(), margin=0.25)
+        given.spread = 0.25 + torch.rand(self.kv_heads, self.head_dim, generator=draw)
+        return given
 
     @property
     def exact(self) -> bool:
@@ -61,8 +109,8 @@ class Subject:
     def attends_to_all(self, length: int) -> bool:
         """Whether `decode` keeps every token of a sequence of that length."""
         within = length <= self.routed_pages * self.page_size
-        kept = self.tokens_kept
-        return within and (kept is None or length <= max(kept, self.spec["candidates"]["dense_below"]))
+        kept = self.least_tokens
+        return within and (kept is None or length <= max(kept, self.spec["candidates"].get("dense_below", 0)))
 
     def lengths(self, case: Case) -> list[int]:
         """Sequence lengths of a case, cut where the whole batch would hold too much to compute quickly."""
@@ -89,6 +137,7 @@ class Step:
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     first_head: int = 0
+    calibration: Any = None
 
     @property
     def compared(self) -> range:
@@ -110,14 +159,30 @@ class Step:
         return slice(h * self.subject.group, (h + 1) * self.subject.group)
 
     def summarize(self) -> Any:
-        """Summaries of the pages in use; floating-point ones of the other pages hold NaN."""
-        summaries = self.subject.package.summarize_pages(self.k_cache, self.block_table, self.seq_lens)
-        used = torch.zeros(self.k_cache.shape[0], dtype=torch.bool)
-        used[[p for b, row in enumerate(self.pages()) for p in row]] = True
-        for x in summaries:
-            if x.is_floating_point():
-                x[~used.to(x.device)] = NAN
+        """Summaries of the pages in use; of the other pages, and of tokens behind a sequence, they hold junk."""
+        calibration, given = self.calibration, {"v_cache": self.v_cache}
+        if calibration is None and self.subject.certificate == "calibrated":
+            calibration = self.subject.package.calibration(0, self.subject.device)
+        tensors = (self.k_cache, self.block_table, self.seq_lens)
+        summaries = self.subject.package.summarize_pages(*tensors, calibration=calibration, **given)
+        live = self.live()
+        for name, x in zip(type(summaries)._fields, summaries, strict=True):
+            if name in CONSTANTS:
+                continue
+            unused = ~live.any(1)
+            if name in by_token(self.subject):
+                unused = (~live)[:, None].expand(x.shape[:3])
+            x[unused.to(x.device)] = NAN if x.is_floating_point() else 77
         return summaries
+
+    def live(self) -> torch.Tensor:
+        """bool [num_pages, page_size]: where the tokens of the sequences lie, on the CPU."""
+        size = self.subject.page_size
+        live = torch.zeros(self.k_cache.shape[0], size, dtype=torch.bool)
+        for row, n in zip(self.pages(), self.lengths, strict=True):
+            for p, page in enumerate(row):
+                live[page, : n - p * size] = True
+        return live
 
     def pages(self) -> list[list[int]]:
         """Physical pages of each sequence, in order."""
@@ -125,7 +190,12 @@ class Step:
         return [row[: -(-n // size)] for row, n in zip(self.block_table.tolist(), self.lengths, strict=True)]
 
     def decode(self, summaries: Any = None, **changed: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """`decode` into NaN-poisoned outputs; `changed` replaces arguments by name."""
+        """`decode` into NaN-poisoned outputs; `changed` replaces arguments by name.
+
+        Without summaries, which given pages make needless, packages that need them anyway get their own.
+        """
+        if summaries is None and (self.subject.sketched or self.subject.certificate != "none"):
+            summaries = self.summarize()
         call = {**self._arguments(), "summaries": summaries, "selected_pages": None, **changed}
         return self._into_poison(self.subject.package.decode, call)
 
@@ -133,9 +203,16 @@ class Step:
         """`decode_dense` into NaN-poisoned outputs."""
         return self._into_poison(self.subject.package.decode_dense, {**self._arguments(), **changed})
 
-    def select_pages(self, summaries: Any) -> torch.Tensor:
+    def certify(self, summaries: Any, **changed: Any) -> tuple[torch.Tensor, ...]:
+        """`decode`, with the certificate's tensors behind out and lse where the package has certificates."""
+        if self.subject.certificate == "none":
+            return self.decode(summaries, **changed)
+        out, lse, certificate = self.decode(summaries, return_certificate=True, **changed)
+        return out, lse, *certificate
+
+    def select_pages(self, summaries: Any, **given: Any) -> torch.Tensor:
         """The package's own choice of pages."""
-        return self.subject.package.select_pages(self.q, summaries, self.block_table, self.seq_lens)
+        return self.subject.package.select_pages(self.q, summaries, self.block_table, self.seq_lens, **given)
 
     def _arguments(self) -> dict[str, Any]:
         names = ("q", "k_cache", "v_cache", "block_table", "seq_lens")
@@ -150,11 +227,28 @@ class Step:
         return returned
 
 
+def arithmetic_of(subject: Subject) -> Arithmetic:
+    """The roundings of a subject's kernels."""
+    return Arithmetic.of(subject.device, subject.dtype)
+
+
+def wide(summaries: Any) -> Any:
+    """Summaries with their floating-point parts in float64, on the CPU."""
+    parts = (x.cpu() for x in summaries)
+    return type(summaries)(*(x.double() if x.is_floating_point() else x for x in parts))
+
+
+def by_token(subject: Subject) -> tuple[str, ...]:
+    """Names of the fields that hold something of every token of a page."""
+    of_token = subject.spec["sketch"].get("transform") == "hadamard"
+    return ("sketch_codes", "sketch_residuals", *(("sketch_scales",) if of_token else ()))
+
+
 def make_step(subject: Subject, case: Case) -> Step:
     """The tensors of a case: pages in random order; NaN in pages no sequence uses and behind the last tokens."""
     lengths = subject.lengths(case)
     draw = torch.Generator().manual_seed(case.seed)
-    q, keys, values = _tensors(subject, case.family, lengths, draw)
+    q, keys, values = _tensors(subject, case.family, lengths, draw, case.seed)
     q = q.to(subject.dtype)
     keys, values = ([x.to(subject.dtype) for x in tensors] for tensors in (keys, values))
     needed = [-(-n // subject.page_size) for n in lengths]
@@ -193,7 +287,7 @@ def write_tokens(subject: Subject, cache: torch.Tensor, table: torch.Tensor, fir
         cache[pages, :, offsets] = tokens
 
 
-def _tensors(subject, family, lengths, draw):
+def _tensors(subject, family, lengths, draw, seed):
     """(q [batch, heads, d], keys[b], values[b] [n, kv heads, d]) in float32."""
     normal = lambda *shape: torch.randn(*shape, generator=draw)
     heads, d = subject.kv_heads, subject.head_dim
@@ -211,6 +305,27 @@ def _tensors(subject, family, lengths, draw):
         most = 2 if subject.dtype == torch.float16 else 15
         grow = lambda x: x * 10 ** (most * torch.rand(len(x), 1, 1, generator=draw))
         q, keys, values = grow(q), [grow(k) for k in keys], [grow(v) for v in values]
+    elif family in ("tiny", "spread"):
+        low, high = (-25, -24) if family == "tiny" else (-25, 15)
+        low, high = (max(low, -5), min(high, 2)) if subject.dtype == torch.float16 else (low, high)
+        grow = lambda x: x * 10 ** (low + (high - low) * torch.rand(len(x), 1, 1, generator=draw))
+        keys, values = [grow(k) for k in keys], [grow(v) for v in values]
+        q = q / 10**low if family == "tiny" else q
+    elif family == "orthogonal":
+        distinct = 1000 * torch.where(normal(1 + 2 * (seed % 2), heads, d) > 0, 1.0, -1.0)
+        keys = [distinct[torch.randint(0, len(distinct), (len(k),), generator=draw)] for k in keys]
+        basis = torch.linalg.qr(distinct.double().permute(1, 2, 0)).Q  # [heads, d, distinct]
+        grouped = q.double().view(len(lengths), heads, -1, d)
+        q = (grouped - torch.einsum("bhgd,hdi,hei->bhge", grouped, basis, basis)).view(q.shape) * 1e4 / d**0.5
+        q = q.float()
+    elif family == "common_value":
+        values = [1000 * normal(1, heads, d) + v for v in values]
+    elif family == "one_key":
+        # one key in the direction of all the group's queries, alone on its page of keys against them
+        q = (16 * d**0.5 * torch.eye(d)[0]).expand(q.shape).clone()
+        for k in keys:
+            k *= 0.1
+            k[len(k) - 1 :, :, 0] += 16
     elif family == "constant":
         keys = [normal(1, heads, d).expand(k.shape) for k in keys]
     elif family == "zero_query":

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from assertions import U
 
-from .properties import arithmetic_of, wide
-from .subject import make_step
+from .subject import CONSTANTS, arithmetic_of, make_step, wide
 
 
 def exact_rows(subject, keys):
@@ -38,11 +37,16 @@ def assert_summaries(subject, summaries, step, unit):
             assert ((values - rows).abs() <= error + unit * rows.abs()).all()
             continue
         most = 2 ** (routing["summary_bits"] - 1) - 1
-        scales = exact.scales[pages]
-        scales = scales[..., None, None] if scales.dim() == 2 else scales[:, :, None]
-        over = (2, 3) if exact.scales.dim() == 2 else (2,)
-        wanted = rows.abs().amax(over, keepdim=True) / (most if exact.scales.dim() == 3 else most * (1 - 2**-7))
-        slack = error.amax(over, keepdim=True)
+        scales, coded = exact.scales[pages][..., None, None], rows
+        if "spread" in type(summaries)._fields:
+            # codes are of (mean - c) / s: the difference and the quotient round once each
+            spread, center = exact.spread[:, None], exact.center[:, None]
+            coded = (rows - center) / spread
+            error = error + 4 * U * (rows - center).abs()
+        else:
+            spread = torch.ones(())
+        wanted = coded.abs().amax((2, 3), keepdim=True) / (most * (1 - 2**-7))
+        slack = (error / spread).amax((2, 3), keepdim=True)
         assert ((scales - wanted).abs() <= slack + (4 * U + unit) * wanted).all(), "a scale is not max / code_max"
         if routing["summary"] == "box":
             low, high, step_size = rows[:, :, 0], rows[:, :, 1], scales[:, :, 0] * 1.001
@@ -50,18 +54,40 @@ def assert_summaries(subject, summaries, step, unit):
             assert (low - values[:, :, 0] <= step_size).all() and (values[:, :, 1] - high <= step_size).all()
         else:
             # half a code step; the quotient rounds, and a scale rounded down lets the largest row go past the last code
-            assert ((values - rows).abs() <= scales * (0.5 + 4 * U * most + 2**-6 * unit) + error).all()
+            assert ((values - rows).abs() <= spread * scales * (0.5 + 4 * U * most + 2**-6 * unit) + error).all()
 
 
 def check_summaries(subject, case):
     """The kernel's summaries, and the reference's in float64, are what the spec says of every page in use."""
     step = make_step(subject, case)
     unit = 0.0 if arithmetic_of(subject).staged == 0 else torch.finfo(subject.dtype).eps / 2
+    step.calibration = subject.calibration(torch.Generator().manual_seed(case.seed))
     summaries = step.summarize()
-    assert_summaries(subject, summaries, step, max(unit, U))
     bulk = subject.package.reference.summarize_pages(
-        step.k_cache.cpu().double(), step.block_table.cpu(), step.seq_lens.cpu()
-    )
-    assert_summaries(subject, bulk, step, U)
+        step.k_cache.cpu().double(), step.block_table.cpu(), step.seq_lens.cpu(),
+        v_cache=step.v_cache.cpu().double(), calibration=step.calibration,
+    )  # fmt: skip
+    if subject.spec["routing"]["summary"] != "sketch":
+        assert_summaries(subject, summaries, step, max(unit, U))
+        assert_summaries(subject, bulk, step, U)
+    if subject.certificate != "none":
+        assert_radii(subject, summaries, step, least=1 - 2.0**-40)
+        assert_radii(subject, bulk, step, least=1 - 2 * U)  # stored to nearest
+    for name in set(CONSTANTS) & set(bulk._fields):
+        assert torch.equal(getattr(bulk, name).float(), getattr(summaries, name).cpu()), name
     assert type(bulk)._fields == type(summaries)._fields
     assert [x.shape for x in bulk] == [x.shape for x in summaries]
+
+
+def assert_radii(subject, summaries, step, least):
+    """Each page's farthest value from the centre and longest key: at least `least` times it, and little more."""
+    for b, (keys, values) in enumerate(zip(step.keys, step.values, strict=True)):
+        if not len(keys):
+            continue
+        radii = summaries.radii.cpu().double()[step.pages()[b]]
+        away = values - summaries.value_center.cpu().double()
+        for side, x in enumerate((away, keys)):
+            wanted = torch.stack([part.norm(dim=-1).amax(0) for part in x.split(subject.page_size)])
+            slack = 16 * (subject.head_dim + 16) * U
+            assert (radii[..., side] >= wanted * least).all(), "a radius is too small"
+            assert (radii[..., side] <= wanted * (1 + slack) + 2.0**-120).all(), "a radius is far too large"

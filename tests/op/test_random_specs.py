@@ -11,7 +11,9 @@ from strategies import EMPTY, LONG, ONE, Case, Length, examples, specs
 from vashista_gen import spec
 
 from . import properties
+from .certificate_properties import check_certificate
 from .conftest import on_device
+from .sketch_properties import check_sketches
 from .summary_properties import check_summaries
 
 pytestmark = pytest.mark.xdist_group("random_specs")
@@ -38,6 +40,7 @@ def test_random_spec(packages, drawn):
     for case in CASES:
         properties.check_dense(subject, case)
         properties.check_decode(subject, case)
+        properties.check_decode(subject, case, budgets=case.seed, pins=2)
         properties.check_equals_dense(subject, case)
         properties.check_selection(subject, case)
         properties.check_physical_pages(subject, case)
@@ -45,3 +48,7 @@ def test_random_spec(packages, drawn):
         properties.check_page_lists(subject, case)
         properties.check_merge(subject, case, parts=3)
         check_summaries(subject, case)
+        if subject.sketched:
+            check_sketches(subject, case, calibrated=case.seed % 2 == 1)
+        if subject.certificate != "none":
+            check_certificate(subject, case, listed=case.seed % 2 == 0)

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from hypothesis import example, given
+from hypothesis import strategies as st
 from strategies import LONG, Case, Length, cases, examples
 
 from .properties import check_page_lists, check_selection, wide
+from .sketch_properties import sketch_logits
 from .subject import make_step
 
 
@@ -15,6 +17,14 @@ from .subject import make_step
 @example(case=Case((LONG,), family="huge"))
 def test_selection(subject, case):
     check_selection(subject, case)
+
+
+@examples(8)
+@given(case=cases(), pins=st.integers(1, 6))
+@example(case=Case((LONG, LONG)), pins=40)
+def test_pinned_pages(subject, case, pins):
+    """They are kept behind sinks and recent pages, the earlier first, as far as they fit."""
+    check_selection(subject, case, pins)
 
 
 @pytest.mark.parametrize("family", ["constant", "zero_query"])
@@ -54,11 +64,18 @@ def test_scores_mean_what_the_spec_says(subject, case):
             continue
         score = reference.page_scores(step.q.cpu().double(), summaries, table, lens, b)[h]
         of_page = (scale * q @ keys.T).split(subject.page_size, dim=-1)
+        if routing["summary"] == "sketch":
+            _, error, reach = sketch_logits(step, step.summarize(), b, h, q)
+            worst = (error + reach).amax(-1, keepdim=True) * (1 + 2.0**-20) + 2.0**-40
+            assert ((score - torch.stack([torch.logsumexp(x, -1) for x in of_page], -1)).abs() <= worst).all()
+            continue
         reach = scale * q.abs().sum(-1, keepdim=True)  # what a change of 1 in every channel is worth
         slack = 8 * unit * (1 + reach * keys.abs().max())
         if routing["summary_bits"] != 16:
             scales = summaries.scales[pages][:, h].view(len(pages), -1)
             steps = scales.expand(-1, subject.head_dim)
+            if "spread" in type(summaries)._fields:
+                steps = steps * summaries.spread[h]
             slack = slack + 0.51 * scale * (q.abs() @ steps.T)
         if routing["summary"] == "mean":
             assert ((score - torch.stack([x.mean(-1) for x in of_page], -1)).abs() <= slack).all()

@@ -35,15 +35,26 @@ def clean_step(subject, seed=0, lengths=SHORT):
     return Step(**{**vars(step), **clean})
 
 
+def summarize(package, step):
+    calibration = package.calibration(0) if step.subject.certificate == "calibrated" else None
+    return package.summarize_pages(
+        step.k_cache, step.block_table, step.seq_lens, v_cache=step.v_cache, calibration=calibration
+    )
+
+
 def everything(package, step):
     """One call of every function of the package's face."""
     where = step.block_table, step.seq_lens
-    summaries = package.summarize_pages(step.k_cache, *where)
-    package.update_summaries(summaries, step.k_cache, step.block_table, step.seq_lens - 1, step.seq_lens)
+    summaries = summarize(package, step)
+    old, new = step.seq_lens - 1, step.seq_lens
+    package.update_summaries(summaries, step.k_cache, step.block_table, old, new, v_cache=step.v_cache)
     selected = package.select_pages(step.q, summaries, *where)
     package.score_pages(step.q, summaries, *where)
     package.decode(step.q, step.k_cache, step.v_cache, *where, summaries)
-    package.decode(step.q, step.k_cache, step.v_cache, *where, None, selected_pages=selected)
+    given = summaries if step.subject.sketched or step.subject.certificate != "none" else None
+    package.decode(step.q, step.k_cache, step.v_cache, *where, given, selected_pages=selected)
+    if step.subject.certificate != "none":
+        package.decode(step.q, step.k_cache, step.v_cache, *where, summaries, return_certificate=True)
     out, lse = package.decode_dense(step.q, step.k_cache, step.v_cache, *where)
     return package.merge_states(torch.stack([out, out]), torch.stack([lse, lse]))
 
@@ -67,7 +78,7 @@ def test_fake_kernels_give_shapes(subject):
         *subject.package.decode(s.q, s.k_cache, s.v_cache, s.block_table, s.seq_lens, x),
         *subject.package.decode_dense(s.q, s.k_cache, s.v_cache, s.block_table, s.seq_lens),
         subject.package.select_pages(s.q, x, s.block_table, s.seq_lens),
-        *subject.package.summarize_pages(s.k_cache, s.block_table, s.seq_lens),
+        *summarize(subject.package, s),
     )
     real += calls(step, summaries)
     with torch._subclasses.FakeTensorMode() as mode:
@@ -82,7 +93,11 @@ def test_fake_kernels_give_shapes(subject):
 @shape_config.patch(use_duck_shape=False)  # else a batch of 2 counts as the same number as 2 KV heads
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("tiny", "hd64_group7_fp16")]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xdist_group(name))
+        for name in ("tiny", "hd64_group7_fp16", "hd64_sketch8_dense")
+    ],
 )
 def test_compiles_once_for_every_batch_and_length(packages, name):
     """fullgraph, one compilation, and the result is that of eager mode."""
@@ -93,11 +108,12 @@ def test_compiles_once_for_every_batch_and_length(packages, name):
 
     def step_function(q, k_cache, v_cache, block_table, seq_lens, *summaries):
         summaries = package.Summaries(*summaries)
-        package.update_summaries(summaries, k_cache, block_table, seq_lens - 1, seq_lens)
-        out, lse = package.decode(q * 1.0, k_cache, v_cache, block_table, seq_lens, summaries)
+        package.update_summaries(summaries, k_cache, block_table, seq_lens - 1, seq_lens, v_cache=v_cache)
+        asked = {} if subject.certificate == "none" else {"return_certificate": True}
+        out, lse, *certificate = package.decode(q * 1.0, k_cache, v_cache, block_table, seq_lens, summaries, **asked)
         dense, dense_lse = package.decode_dense(q, k_cache, v_cache, block_table, seq_lens)
         merged = package.merge_states(torch.stack([out, dense]), torch.stack([lse, dense_lse]))
-        return out + 1, lse, *merged
+        return out + 1, lse, *merged, *(x for found in certificate for x in found)
 
     counter = CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
@@ -105,7 +121,7 @@ def test_compiles_once_for_every_batch_and_length(packages, name):
     for seed, lengths in enumerate([(12, 4), (3, 20, 9), (16, 2, 2, 2, 11), (24, 1)]):
         step = clean_step(subject, seed, tuple(Length(eighths=n, tokens=1) for n in lengths))
         tensors = (step.q, step.k_cache, step.v_cache, step.block_table, step.seq_lens)
-        summaries = package.summarize_pages(step.k_cache, step.block_table, step.seq_lens - 1)
+        summaries = package.summarize_pages(step.k_cache, step.block_table, step.seq_lens - 1, v_cache=step.v_cache)
         wanted = step_function(*tensors, *(x.clone() for x in summaries))
         assert all(map(torch.equal, wanted, compiled(*tensors, *summaries)))
     assert counter.frame_count == 1

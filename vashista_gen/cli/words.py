@@ -34,7 +34,6 @@ KERNELS = {
     "certify": Kernel("certificate", "the omitted mass, out, lse, radii", "the certificate"),
     "attend_failed": Kernel("failed", "q, K and V of every token of rows not certified", "out and lse of each split"),
     "merge_failed": Kernel("failed", "out and lse of the splits", "out and lse of rows not certified"),
-    "settle": Kernel("failed", "rows not certified", "their certificate: nothing is left out"),
     "attend_pages": Kernel("step", "q, K and V of the selected pages, block_table", "out and lse of each split"),
     "attend_dense": Kernel("dense", "q, K and V of every token, block_table", "out and lse of each split"),
     "merge_splits": Kernel("step", "out and lse of the splits", "out and lse"),
@@ -56,7 +55,6 @@ _SUMMARIES = {
     "box": "the least and the greatest value of its keys in each channel (box weight {box_weight:g})",
 }
 _SCALES = {
-    "page_channel": "{bits}-bit codes with a scale for each page and channel",
     "page": "{bits}-bit codes with a scale for each page",
     None: "{dtype}",
 }

@@ -40,6 +40,7 @@ TEMPLATES = {
     "kernels/warp_attend.py": "kernels/warp_attend.py.jinja",
     "kernels/warp_score.py": "kernels/warp_score.py.jinja",
     "kernels/warp_select.py": "kernels/warp_select.py.jinja",
+    "kernels/warp_tokens.py": "kernels/warp_tokens.py.jinja",
     "kernels/warps.py": "kernels/warps.py.jinja",
 }
 ONLY_IF = {  # these files are written only if the plan says so
@@ -48,6 +49,7 @@ ONLY_IF = {  # these files are written only if the plan says so
     "kernels/score.py": lambda plan: not plan.scores_by_sketch,
     "kernels/warp_score.py": lambda plan: not plan.scores_by_sketch,
     "kernels/tokens.py": lambda plan: plan.token_list,
+    "kernels/warp_tokens.py": lambda plan: plan.token_list,
     "kernels/certify.py": lambda plan: plan.certified,
 }
 BANNER = """\

@@ -55,14 +55,13 @@ def token_bytes(plan: Plan) -> int:
 def summary_bytes_per_page(plan: Plan) -> int:
     """H (rows d bits/8 + scales b): bytes of one page's summary; 0 where sketches are its summary.
 
-    rows = plan.summary_rows; 16 bits are an item of the cache (b bytes); scales: d where each channel of a page has
-    one, 1 where a page has one, none for 16 bits.
+    rows = plan.summary_rows; 16 bits are an item of the cache (b bytes); one scale a page, none for 16 bits.
     """
     if plan.scores_by_sketch:
         return 0
     head_dim, bits = plan.spec.model.head_dim, plan.spec.routing.summary_bits
     row = head_dim * item_bytes(plan) if bits == 16 else head_dim * bits // 8
-    scales = {"page_channel": head_dim, "page": 1, None: 0}[plan.summary_scale]
+    scales = {"page": 1, None: 0}[plan.summary_scale]
     return plan.spec.model.num_kv_heads * (plan.summary_rows * row + scales * item_bytes(plan))
 
 

@@ -40,7 +40,6 @@ KERNELS = (
     "certify",
     "attend_failed",
     "merge_failed",
-    "settle",
     "attend_dense",
     "merge_splits",
     "merge_states",

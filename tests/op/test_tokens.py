@@ -1,0 +1,41 @@
+"""Token candidates: which tokens a step keeps, with budgets and pinned pages of its own."""
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from strategies import EMPTY, LONG, ONE, Case, Length, cases, examples
+
+from .properties import check_decode
+from .subject import make_step
+from .watch import watched_decode
+
+
+@examples(8)
+@given(case=cases(), budgets=st.none() | st.integers(0, 99), pins=st.integers(0, 4))
+@example(case=Case((EMPTY, ONE, LONG)), budgets=1, pins=2)
+@example(case=Case((LONG, LONG), family="duplicates"), budgets=2, pins=1)
+@example(case=Case((LONG, LONG), family="constant"), budgets=None, pins=3)
+@example(case=Case((LONG,), family="peaked"), budgets=None, pins=0)
+@example(case=Case((Length(eighths=7), Length(eighths=9, tokens=1))), budgets=3, pins=0)
+def test_choice(listing, case, budgets, pins):
+    check_decode(listing, case, budgets, pins)
+
+
+def test_a_budget_holds_whatever_the_width_of_the_table(listing):
+    """A short sequence keeps one token with a budget of 1 (one page where pages are kept), in any table."""
+    if listing.retries:
+        pytest.skip("a row of one token in many fails its certificate and is attended to in whole")
+    length = listing.page_size + 3
+    if length <= listing.spec["candidates"].get("dense_below", 0):
+        return
+    step = make_step(listing, Case((Length(pages=1, tokens=3),), seed=1))
+    summaries, budgets = step.summarize(), torch.ones(1, listing.kv_heads, dtype=torch.int32, device=listing.device)
+    narrow = step.block_table[:, :2].contiguous()
+    wide = torch.cat([narrow, narrow.new_full((1, 4 * listing.routed_pages), 2**30)], 1)
+    found = [watched_decode(step, summaries, budgets=budgets, block_table=table) for table in (narrow, wide)]
+    for one in found:
+        kept = one.rounds[0].kept(0, 0, listing.group, length)
+        wanted = listing.page_size if listing.spec["candidates"].get("pages") is not None else 1
+        assert (kept.sum(-1) <= wanted).all() and kept.any(-1).all()
+    assert torch.equal(found[0].out, found[1].out)
