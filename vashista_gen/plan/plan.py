@@ -41,9 +41,16 @@ class Plan:
         return self.spec.candidates.tokens is not None
 
     @property
+    def projects(self) -> bool:
+        """Whether the candidates' weights come from a projection and not from softmax."""
+        return self.spec.attention.solver != "softmax"
+
+    @property
     def kernels(self) -> tuple[str, ...]:
         """Names of the package's kernels, in the order a decode step runs them."""
         attend = ("token_logits", "prune_tokens", "attend_logits") if self.token_budget else ("attend_pages",)
+        if self.projects:
+            attend = (*attend, "solve_tokens")
         return (
             *("summarize", "score_pages", "select_pages", "order_pages", *attend),
             *("attend_dense", "merge_splits", "merge_states"),
@@ -92,6 +99,8 @@ class Plan:
         if spec.candidates.tokens is not None:
             values["TOP_TOKENS"] = spec.candidates.tokens
             values["DENSE_BELOW"] = self.dense_below
+        if self.projects:
+            values["ITERATIONS"] = spec.attention.iterations
         return values
 
 

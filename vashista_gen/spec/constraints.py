@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from vashista_gen.spec.fields import Values
-from vashista_gen.spec.footprint import attention_tile
+from vashista_gen.spec.footprint import attention_tile, solver_bytes
+from vashista_gen.spec.hardware import hardware_of
 from vashista_gen.spec.model import Spec
-from vashista_gen.spec.report import Report
+from vashista_gen.spec.report import Report, listed
 from vashista_gen.spec.setting import settings_of
 
 Problems = Iterator[tuple[str, str, str]]  # key whose line is named, message, hint
@@ -37,7 +38,7 @@ def _check(rule: str, *needs: str) -> Callable[[Callable[..., Problems]], Callab
 
 
 def check_constraints(values: Values, report: Report) -> None:
-    """Record a problem for each broken rule among R9 to R30 that concerns more than the value of one key."""
+    """Record a problem for each broken rule among R9 to R34 that concerns more than the value of one key."""
     _check_only_with(values, report)
     for check in _CHECKS:
         if all(key in values for key in check.needs):
@@ -69,15 +70,15 @@ def _check_only_with(values: Values, report: Report) -> None:
             path = f"{section}.{key}"
             if setting.only_with is None or path not in values.lines:
                 continue
-            sibling, wanted = setting.only_with
-            actual = values[f"{section}.{sibling}"] if f"{section}.{sibling}" in values else wanted
-            if actual != wanted:
+            sibling, *wanted = setting.only_with
+            actual = values[f"{section}.{sibling}"] if f"{section}.{sibling}" in values else wanted[0]
+            if actual not in wanted:
                 message = f"{path} has no meaning with {sibling}: {actual}"
                 report.add(
                     values.lines[path],
                     setting.only_rule,
                     message,
-                    f"remove {key}, or set {section}.{sibling} to {wanted}",
+                    f"remove {key}, or set {section}.{sibling} to {listed(wanted)}",
                 )
 
 
@@ -167,4 +168,48 @@ def _tile_fits(targets: tuple[str, ...], page_size: int, head_dim: int, dtype: s
                 f"an attention tile of {tile.tokens} tokens (head_dim {head_dim}, {dtype}) needs "
                 f"{tile.shared_bytes} bytes of shared memory a block, {target} has {tile.available_bytes}",
                 f"remove {target} from targets, or set model.dtype to a smaller type",
+            )
+
+
+@_check("R32", "attention.solver", "candidates.tokens")
+def _solver_has_a_list(solver: str, tokens: int | None) -> Problems:
+    if solver != "softmax" and tokens is None:
+        message = f"solver {solver} reads its candidates once an iteration, and tokens: all has no list of them"
+        yield "attention.solver", message, "set candidates.tokens to a number, such as 512"
+
+
+@_check("R33", "attention.solver", "model.logits_soft_cap")
+def _solver_has_no_soft_cap(solver: str, soft_cap: float | None) -> Problems:
+    if solver != "softmax" and soft_cap is not None:
+        message = f"logits_soft_cap {soft_cap:g} has no meaning with solver {solver}, which has no logits"
+        yield "attention.solver", message, "set attention.solver to softmax, or remove model.logits_soft_cap"
+
+
+@_check(
+    "R34", "attention.solver", "attention.iterations", "targets", "cache.page_size", "model.num_q_heads",
+    "model.num_kv_heads", "model.head_dim", "model.dtype",
+)  # fmt: skip
+def _solver_fits(
+    solver: str,
+    iterations: int | None,
+    targets: tuple[str, ...],
+    page_size: int,
+    num_q_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: str,
+) -> Problems:
+    for target in targets:
+        group = num_q_heads // num_kv_heads
+        if solver == "softmax" or target == "c" or not 1 <= group <= 16:
+            continue
+        tokens = attention_tile(page_size, head_dim, dtype, target).tokens
+        needed = solver_bytes(solver, iterations or 0, tokens, group, head_dim, dtype)
+        available = hardware_of(target).shared_bytes_per_block
+        if needed > available:
+            yield (
+                f"targets[{target}]",
+                f"solver {solver} (head_dim {head_dim}, group size {group}, {dtype}) needs {needed} bytes of shared "
+                f"memory a block, {target} has {available}",
+                f"remove {target} from targets, or set attention.solver to softmax",
             )

@@ -45,3 +45,17 @@ def attention_tile(page_size: int, head_dim: int, dtype: str, target: str) -> Ti
             f"no attention tile goes with pages of {page_size} tokens", "use a page size of 16, 32, 64 or 128"
         )
     return next((tile for tile in tiles if tile.fits), tiles[-1])
+
+
+def solver_bytes(solver: str, iterations: int, tokens: int, group_size: int, head_dim: int, dtype: str) -> int:
+    """Shared memory of a block of the solver's kernel, bytes, with a tile of `tokens` candidates.
+
+    tile [tokens, d], query rows high and low [16, d] each, d = head_dim rounded up to a multiple of 32; float32 vectors
+    [group_size, head_dim] and 12 numbers a row and candidate. entropic_projection: 6 vectors, and weights high and low
+    [16, tokens]; frank_wolfe: 1 vector, and 4 numbers for each of iterations + 1 candidates in use.
+    """
+    padded = -(-head_dim // 32) * 32
+    shared = (tokens * padded + 2 * ROWS * padded) * ITEM_BYTES[dtype] + 12 * 4 * (ROWS + tokens)
+    if solver == "frank_wolfe":
+        return shared + 4 * group_size * (head_dim + 4 * (iterations + 1))
+    return shared + 2 * ROWS * tokens * ITEM_BYTES[dtype] + 4 * 6 * group_size * head_dim

@@ -76,9 +76,9 @@ def _fill_defaults(section: type, prefix: str, values: Values) -> None:
 
 
 def _sibling_matches(setting: Setting, prefix: str, values: Values) -> bool:
-    """Whether the sibling that `setting` depends on has the value it needs."""
-    sibling, wanted = setting.only_with or ("", "")
-    return prefix + sibling in values and values[prefix + sibling] == wanted
+    """Whether the sibling that `setting` depends on has a value it needs."""
+    sibling, *wanted = setting.only_with or ("",)
+    return prefix + sibling in values and values[prefix + sibling] in wanted
 
 
 def _build(section: type, prefix: str, values: Values, **extra: Any) -> Any:

@@ -62,6 +62,12 @@ _SENTENCES = {
         "candidates.dense_below needs a number of tokens and is at most pages * page_size: "
         "a context that short is routed whole.",
     ),
+    "Solvers": (
+        "attention.iterations is given only with solver entropic_projection or frank_wolfe.",
+        "A solver other than softmax needs a number of candidates.tokens: it reads its candidates once an iteration.",
+        "A solver other than softmax has no logits to cap: logits_soft_cap is null.",
+        "The state of a solver other than softmax fits the shared memory of every cuda target.",
+    ),
 }
 
 RULES: dict[str, Rule] = {}

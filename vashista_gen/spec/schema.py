@@ -73,9 +73,10 @@ def _scalar(setting: Setting) -> dict[str, Any]:
 
 
 def _only_with(key: str, setting: Setting, settings: dict[str, Setting]) -> dict[str, Any]:
-    """If `key` is given, its sibling has the value it needs, stated where it is not the default."""
-    sibling, wanted = setting.only_with or ("", "")
-    then: dict[str, Any] = {"properties": {sibling: {"const": wanted}}}
-    if settings[sibling].default != wanted:
+    """If `key` is given, its sibling has a value it needs, stated where that is not the default."""
+    sibling, *wanted = setting.only_with or ("",)
+    value = {"const": wanted[0]} if len(wanted) == 1 else {"enum": wanted}
+    then: dict[str, Any] = {"properties": {sibling: value}}
+    if settings[sibling].default not in wanted:
         then["required"] = [sibling]
     return {"if": {"required": [key]}, "then": then}

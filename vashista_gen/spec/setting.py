@@ -30,7 +30,7 @@ class Setting:
     low, high    inclusive bounds; `above` is an exclusive lower one
     step         the value is a multiple of it
     pattern      a regular expression the whole text matches
-    only_with    (sibling key, its value): the key may be given only then, and is None otherwise
+    only_with    (sibling key, its value or values): the key may be given only then, and is None otherwise
     bound_rule   the rule that the bounds, choices, pattern or step belong to (R7 and R8 are the general ones)
     bound_why    why these bounds, for the message
     only_rule    the rule that `only_with` belongs to
@@ -47,7 +47,7 @@ class Setting:
     above: int | None = None
     step: int = 1
     pattern: str = ""
-    only_with: tuple[str, str] | None = None
+    only_with: tuple[str, ...] | None = None
     bound_rule: str = ""
     bound_why: str = ""
     only_rule: str = ""
