@@ -1,0 +1,216 @@
+"""The projection solvers on listed candidates, against the float64 theory: their gap bounds how far they are.
+
+Weights are read off by one-hot values. With F* in [F(s) - s.duality_gap, F(s)] of the theory's solution s, a kernel's
+weights a must satisfy F(a) - F* <= gap; what reading them off rounds is allowed for by `_read_error`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from strategies import EMPTY, ONE, Case, Length, examples
+
+from vashista_gen import spec
+from vashista_gen.theory import entropic_projection, project_onto_hull
+from vashista_gen.theory.rounding import entropy
+
+from .conftest import HAS_GPU, ROOT, on_device
+from .subject import NAN, Step, empty_cache, make_step, write_tokens
+
+U = 2.0**-24
+SHAPES = ("hd64_entropic", "hd48_frank_wolfe")
+FAMILIES = (
+    "normal", "peaked", "near_tie", "one_hot", "duplicates", "huge", "constant", "zero_query", "outliers",
+)  # fmt: skip
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA device")]
+
+
+def solver_spec(shape: str, **attention) -> spec.Spec:
+    """A shape of tests/shapes with other settings of its solver."""
+    loaded = spec.load(ROOT / "tests" / "shapes" / f"{shape}.yaml")
+    if not attention:
+        return loaded
+    name = shape + "".join(f"_{key[:4]}{value}".replace(".", "_") for key, value in attention.items())
+    return replace(loaded, name=name, attention=replace(loaded.attention, **attention))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((shape, iterations, device), marks=[pytest.mark.xdist_group(shape), *marks], id=f"{shape}-{name}-{device}")
+        for shape in SHAPES
+        for name, iterations in (("few", 2), ("usual", None))
+        for device, marks in (("cpu", []), ("cuda", GPU))
+    ],
+)
+def solver(request, packages):
+    """Each solver, stopped after two iterations and after the usual number, on each device."""
+    shape, iterations, device = request.param
+    changed = {} if iterations is None else {"iterations": iterations}
+    return on_device(packages(solver_spec(shape, **changed)), device)
+
+
+def lists_of(step: Step, seed: int, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(selected_tokens, kept_heads): ascending, -1 padded; bits of heads that are not there, and of -1 entries, are set."""
+    draw = np.random.default_rng(seed)
+    s = step.subject
+    shape = (len(step.lengths), s.kv_heads, most + seed % 3)
+    tokens, heads = np.full(shape, -1), draw.integers(-(2**31), 2**31, shape)
+    for b, length in enumerate(step.lengths):
+        for h in range(s.kv_heads):
+            count = min(length, int(draw.integers(0, most + 1)))
+            tokens[b, h, :count] = np.sort(draw.choice(length, count, replace=False)) if count else []
+    place = lambda x: torch.from_numpy(x.astype(np.int32)).to(s.device)
+    return place(tokens), place(heads)
+
+
+def solve(step: Step, lists, values: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """solve_tokens into NaN-poisoned outputs: out, gap [batch, kv heads, group, (d)]."""
+    s = step.subject
+    library = importlib.import_module(f"{s.package.__name__}.library").load(s.device.type, s.device.index)
+    values = step.v_cache if values is None else values
+    shape = (len(step.lengths), s.kv_heads, s.group)
+    out = torch.full((*shape, s.head_dim), NAN, dtype=s.dtype, device=s.device)
+    gap = torch.full(shape, NAN, device=s.device)
+    dims = {
+        "batch": shape[0], "max_pages": step.block_table.shape[1], "num_pages": step.k_cache.shape[0],
+        "k_stride": step.k_cache.stride(0), "v_stride": values.stride(0), "candidates": lists[0].shape[2],
+    }  # fmt: skip
+    tensors = (step.q.view(*shape, s.head_dim), step.k_cache, values, step.block_table, step.seq_lens, *lists, out, gap)
+    library.call("solve_tokens", tensors, dims)
+    return out.cpu(), gap.cpu()
+
+
+def weights_of(step: Step, lists) -> np.ndarray:
+    """The weights [batch, kv heads, group, T] of the listed candidates, float64, read off by one-hot values."""
+    s = step.subject
+    tokens = lists[0].cpu()
+    batch, heads, count = tokens.shape
+    found = np.zeros((batch, heads, s.group, count))
+    for first in range(0, count, s.head_dim):
+        values = empty_cache(s, step.k_cache.shape[0])
+        for b, length in enumerate(step.lengths):
+            rows = torch.zeros(length, heads, s.head_dim)
+            for h in range(heads):
+                for i in range(first, min(first + s.head_dim, count)):
+                    if tokens[b, h, i] >= 0:
+                        rows[tokens[b, h, i], h, i - first] = 1
+            write_tokens(s, values, step.block_table[b].cpu(), 0, rows.to(s.dtype))
+        out, _ = solve(step, lists, values.to(s.device))
+        part = out.double().numpy()[..., : min(s.head_dim, count - first)]
+        found[..., first : first + s.head_dim] = part
+    return found
+
+
+def problems(step: Step, lists):
+    """(index (b, h, g), listed slots, keys [n, d], values [n, d], q' [d]) of each query head with a candidate, float64."""
+    s = step.subject
+    scale = s.spec["model"]["sm_scale"]
+    tokens, heads = lists[0].cpu().numpy(), lists[1].cpu().numpy()
+    for b, h, queries, keys, values in step.rows:
+        for g in range(s.group):
+            slots = np.flatnonzero((tokens[b, h] >= 0) & (heads[b, h] >> g & 1 == 1))
+            listed = tokens[b, h][slots]
+            if len(slots):
+                yield (b, h, g), slots, keys[listed].numpy(), values[listed].numpy(), scale * queries[g].numpy()
+
+
+def objective_of_fit(keys: np.ndarray, target: np.ndarray, weights: np.ndarray) -> float:
+    """f(a) = 1/2 ||sum_j a_j k_j - q'||^2."""
+    return 0.5 * float(((weights @ keys - target) ** 2).sum())
+
+
+def objective(s, keys: np.ndarray, target: np.ndarray, weights: np.ndarray) -> float:
+    """F(a) of entropic_projection, f(a) of frank_wolfe."""
+    fit = objective_of_fit(keys, target, weights)
+    if s.spec["attention"]["solver"] == "frank_wolfe":
+        return fit
+    with np.errstate(divide="ignore"):
+        return fit - s.spec["attention"]["epsilon"] * entropy(np.log(weights))
+
+
+def least(s, keys: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, float]:
+    """(a lower bound on the least objective, the theory's weights and point, its bound on the point's error)."""
+    if s.spec["attention"]["solver"] == "frank_wolfe":
+        hard = project_onto_hull(keys, target)
+        return objective(s, keys, target, hard.weights) - hard.suboptimality, hard.weights, hard.point, hard.point_error
+    epsilon = s.spec["attention"]["epsilon"]
+    if np.abs(keys).max() > 1e6 * np.sqrt(epsilon):
+        # beyond the theory's Newton steps: the entropy is at most log n, and y is then not compared
+        hard = project_onto_hull(keys, target)
+        lowest = objective_of_fit(keys, target, hard.weights) - hard.suboptimality - epsilon * np.log(len(keys))
+        return lowest, hard.weights, hard.point, np.inf
+    found = entropic_projection(keys, target, epsilon)
+    weights = found.weights / found.weights.sum()
+    return objective(s, keys, target, weights) - found.duality_gap, weights, found.point, found.point_error
+
+
+def _read_error(s, keys, target, weights) -> float:
+    """What F differs by when each weight is read to 8 u (a rounding of out more on a GPU), and float64 evaluates it."""
+    relative = 8 * U + (2 * torch.finfo(s.dtype).eps if s.device.type == "cuda" else 0.0) + 2.0**-53 * 4 * len(keys)
+    longest, distance = np.linalg.norm(keys, axis=1).max(), np.linalg.norm(weights @ keys - target)
+    logs = np.abs(np.log(np.maximum(weights, 1e-300)))
+    moved = relative * longest
+    cost = s.spec["attention"]["epsilon"] * relative * float(weights @ (1 + logs))
+    return 2 * moved * (distance + moved) + cost
+
+
+def check(subject, case: Case, most: int = 50) -> list[float]:
+    """Every property of one step; returns the gaps."""
+    step = make_step(subject, case)
+    lists = lists_of(step, case.seed, most)
+    out, gap = solve(step, lists)
+    weights = weights_of(step, lists)
+    assert not gap.isnan().any() and (gap >= 0).all() and out.isfinite().all()
+    entropic = subject.spec["attention"]["solver"] == "entropic_projection"
+    rounding = torch.finfo(subject.dtype).eps if subject.device.type == "cuda" else 0.0
+    seen = torch.zeros(gap.shape, dtype=torch.bool)
+    for index, slots, keys, values, target in problems(step, lists):
+        seen[index] = True
+        a, bound = weights[index][slots], float(gap[index])
+        rest = np.delete(weights[index], slots)
+        count, u = len(a), U if subject.device.type == "cpu" else 2.0**-22
+        assert (a >= 0).all() and not rest.any()
+        assert abs(a.sum() - 1) <= (2 * count + 32) * u + 2.0**-17 * bool(rounding) + rounding
+        a = a / a.sum()
+        lowest, solution, point, point_error = least(subject, keys, target)
+        assert objective(subject, keys, target, a) - lowest <= bound + _read_error(subject, keys, target, a)
+        # f is 1-strongly convex in y
+        longest = np.linalg.norm(keys, axis=1).max()
+        read = (8 * U + 2 * rounding) * longest
+        assert np.linalg.norm(a @ keys - point) <= np.sqrt(2 * bound) * (1 + 1e-6) + point_error + read
+        # the output is that of the weights, for any values
+        centre = values.mean(0)
+        sizes = np.abs(values).max(0) * ((2 * count + 48) * u + 2.0**-17 * bool(rounding) + 2 * rounding)
+        exact = a @ values
+        assert (np.abs(out[index].double().numpy() - exact) <= sizes + 2.0**-120).all()
+        if entropic and np.isfinite(bound):
+            # eps KL(a || a_eps) <= gap, Pinsker: ||a - a_eps||_1 <= sqrt(2 gap / eps)
+            spread = np.linalg.norm(values - centre, axis=1).max()
+            slack = np.sqrt(2 * (bound + _read_error(subject, keys, target, a)) / subject.spec["attention"]["epsilon"])
+            theirs = np.sqrt(2 * max(0.0, objective(subject, keys, target, solution) - lowest))
+            assert np.linalg.norm((a - solution) @ values) <= (slack + theirs + 1e-12) * spread + 1e-12 * np.abs(values).max()
+    assert (gap[~seen] == 0).all() and (out[~seen] == 0).all()
+    return gap[seen].tolist()
+
+
+lengths = st.one_of(st.sampled_from([EMPTY, ONE, Length(tokens=2)]), st.builds(Length, eighths=st.integers(1, 12)))
+cases = st.builds(
+    Case, st.lists(lengths, min_size=1, max_size=2).map(tuple), st.integers(0, 2**16), st.sampled_from(FAMILIES)
+)
+
+
+@examples(30)
+@given(case=cases)
+@example(Case((EMPTY, ONE, Length(eighths=8)), seed=1, family="huge"))
+@example(Case((Length(eighths=8),), seed=2, family="duplicates"))
+@example(Case((Length(eighths=8),), seed=3, family="near_tie"))
+@example(Case((Length(eighths=8),), seed=4, family="constant"))
+def test_gap_bounds_the_error(solver, case):
+    check(solver, case)
