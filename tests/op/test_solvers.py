@@ -47,7 +47,9 @@ def solver_spec(shape: str, **attention) -> spec.Spec:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param((shape, iterations, device), marks=[pytest.mark.xdist_group(shape), *marks], id=f"{shape}-{name}-{device}")
+        pytest.param(
+            (shape, iterations, device), marks=[pytest.mark.xdist_group(shape), *marks], id=f"{shape}-{name}-{device}"
+        )
         for shape in SHAPES
         for name, iterations in (("few", 2), ("usual", None))
         for device, marks in (("cpu", []), ("cuda", GPU))
@@ -61,7 +63,7 @@ def solver(request, packages):
 
 
 def lists_of(step: Step, seed: int, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(selected_tokens, kept_heads): ascending, -1 padded; bits of heads that are not there, and of -1 entries, are set."""
+    """(selected_tokens, kept_heads): ascending, -1 padded; bits of heads that do not exist, and of -1 entries, are set."""
     draw = np.random.default_rng(seed)
     s = step.subject
     shape = (len(step.lengths), s.kv_heads, most + seed % 3)
@@ -113,7 +115,7 @@ def weights_of(step: Step, lists) -> np.ndarray:
 
 
 def problems(step: Step, lists):
-    """(index (b, h, g), listed slots, keys [n, d], values [n, d], q' [d]) of each query head with a candidate, float64."""
+    """(index (b, h, g), slots, keys [n, d], values [n, d], q' [d]), float64, of each query head with a candidate."""
     s = step.subject
     scale = s.spec["model"]["sm_scale"]
     tokens, heads = lists[0].cpu().numpy(), lists[1].cpu().numpy()
@@ -199,7 +201,10 @@ def check(subject, case: Case, most: int = 50) -> list[float]:
             spread = np.linalg.norm(values - centre, axis=1).max()
             slack = np.sqrt(2 * (bound + _read_error(subject, keys, target, a)) / subject.spec["attention"]["epsilon"])
             theirs = np.sqrt(2 * max(0.0, objective(subject, keys, target, solution) - lowest))
-            assert np.linalg.norm((a - solution) @ values) <= (slack + theirs + 1e-12) * spread + 1e-12 * np.abs(values).max()
+            assert (
+                np.linalg.norm((a - solution) @ values)
+                <= (slack + theirs + 1e-12) * spread + 1e-12 * np.abs(values).max()
+            )
     assert (gap[~seen] == 0).all() and (out[~seen] == 0).all()
     return gap[seen].tolist()
 
@@ -247,7 +252,7 @@ def test_usual_iterations_converge(packages, shape):
 def test_softmax_where_keys_are_small(packages):
     """Keys 2^-10 and q 2^10 times as large: 1/2 ||y||^2 all but vanishes, and the weights are softmax(s / epsilon).
 
-    The entropic weights are softmax((s - <k, y>) / epsilon): each is off by a factor within exp(2 max ||k||^2 / epsilon),
+    The entropic weights are softmax((s - <k, y>) / epsilon): off by factors within exp(2 max ||k||^2 / epsilon),
     and sqrt(2 gap / epsilon) bounds the 1-norm of what the iterations leave.
     """
     subject = on_device(packages(solver_spec("hd64_entropic")), "cpu")
@@ -319,7 +324,9 @@ def test_lowers_within_the_shared_memory_of_rule_34(packages, solver_name, dtype
 @pytest.mark.parametrize("shape", SHAPES)
 def test_machine_code(packages, tmp_path, shape):
     loaded = solver_spec(shape)
-    library, lower = (importlib.import_module(f"{packages(loaded).__name__}.{part}") for part in ("library", "kernels.lower"))
+    library, lower = (
+        importlib.import_module(f"{packages(loaded).__name__}.{part}") for part in ("library", "kernels.lower")
+    )
     if library.cuda_compiler() is None:
         pytest.skip("needs nvcc")
     (tmp_path / "solve.cu").write_text(lowered(packages, loaded)[0])

@@ -127,7 +127,9 @@ def _format(sources: dict[str, str]) -> dict[str, str]:
         command = [binary, "format", "--isolated", "--no-cache", "--quiet", "--line-length", "110"]
         done = subprocess.run([*command, "--target-version", "py310", scratch], capture_output=True, text=True)
         if done.returncode:
-            raise MissingEnvironmentError(f"ruff format failed: {done.stderr.strip()}", "pip install --force-reinstall ruff")
+            raise MissingEnvironmentError(
+                f"ruff format failed: {done.stderr.strip()}", "pip install --force-reinstall ruff"
+            )
         return {path: Path(scratch, path).read_text(encoding="utf-8") for path in sources}
 
 

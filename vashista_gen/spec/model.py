@@ -175,7 +175,10 @@ class AttentionSpec:
     """
 
     solver: str = setting(
-        str, "How the weights are computed.", default="softmax", choices=("softmax", "entropic_projection", "frank_wolfe")
+        str,
+        "How the weights are computed.",
+        default="softmax",
+        choices=("softmax", "entropic_projection", "frank_wolfe"),
     )
     iterations: int | None = setting(
         int,
