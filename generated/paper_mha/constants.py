@@ -22,9 +22,10 @@ SPEC = {
         "group_reduce": "softmax_sum",
         "levels": 1,
     },
-    "candidates": {"tokens": 128, "share": "head", "dense_below": 0},
+    "sketch": {"bits": None},
+    "candidates": {"tokens": 128, "share": "head", "dense_below": 0, "mass": None, "pages": None},
     "attention": {"solver": "softmax", "epsilon": 1.0},
-    "certificate": {"kind": "none"},
+    "certificate": {"kind": "none", "expand_pages": None},
     "fallback": "capped",
     "targets": ["cuda-sm_90a", "c"],
 }
@@ -48,5 +49,7 @@ TILE_TOKENS_CUDA = 64
 TILE_TOKENS_C = 16
 SCORE_PAGES_CUDA = 64
 SCORE_PAGES_C = 64
+PART_PAGES = 128
+WARPS_ON_CUDA = True
 TOP_TOKENS = 128
 DENSE_BELOW = 0

@@ -23,9 +23,10 @@ SPEC = {
         "group_reduce": "softmax_sum",
         "levels": 1,
     },
-    "candidates": {"tokens": 512, "share": "group", "dense_below": 1024},
+    "sketch": {"bits": None},
+    "candidates": {"tokens": 512, "share": "group", "dense_below": 1024, "mass": None, "pages": None},
     "attention": {"solver": "softmax", "epsilon": 1.0},
-    "certificate": {"kind": "none"},
+    "certificate": {"kind": "none", "expand_pages": None},
     "fallback": "capped",
     "targets": ["cuda-sm_90a", "cuda-sm_80", "c"],
 }
@@ -49,6 +50,8 @@ TILE_TOKENS_CUDA = 64
 TILE_TOKENS_C = 16
 SCORE_PAGES_CUDA = 16
 SCORE_PAGES_C = 16
+PART_PAGES = 32
+WARPS_ON_CUDA = True
 SUBPAGE = 4
 CODE_MAX = 7
 TOP_TOKENS = 512

@@ -23,9 +23,10 @@ SPEC = {
         "group_reduce": "softmax_sum",
         "levels": 1,
     },
-    "candidates": {"tokens": "all", "share": "group", "dense_below": 0},
+    "sketch": {"bits": None},
+    "candidates": {"tokens": "all", "share": "group", "dense_below": 0, "mass": None, "pages": None},
     "attention": {"solver": "softmax", "epsilon": 1.0},
-    "certificate": {"kind": "none"},
+    "certificate": {"kind": "none", "expand_pages": None},
     "fallback": "capped",
     "targets": ["c"],
 }
@@ -49,5 +50,7 @@ TILE_TOKENS_CUDA = 32
 TILE_TOKENS_C = 16
 SCORE_PAGES_CUDA = 8
 SCORE_PAGES_C = 16
+PART_PAGES = 32
+WARPS_ON_CUDA = False
 SUBPAGE = 4
 CODE_MAX = 7

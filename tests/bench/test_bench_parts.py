@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from vashista_gen.bench import cases, gate, require, results, timing
+from vashista_gen import emit
+from vashista_gen.bench import cases, contestants, gate, require, results, timing
 from vashista_gen.bench.contestants import Contestant
 from vashista_gen.errors import UsageError
+from vashista_gen.plan import make_plan
+from vashista_gen.spec import load
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -94,12 +102,40 @@ def test_rounds_stop_at_the_budget(monkeypatch):
 @pytest.mark.parametrize("context", [1, 37, 48])
 def test_pages_hold_what_the_contiguous_copy_holds(tiny, layout, context):
     spec = {**tiny.SPEC, "cache": {**tiny.SPEC["cache"], "layout": layout}}
-    package = SimpleNamespace(SPEC=spec, summarize_pages=lambda *args: ())
+    package = SimpleNamespace(SPEC=spec, summarize_pages=lambda *args, **named: ())
     (x,) = cases.make(package, context, 3, torch.device("cpu"), torch.float32, 1, True).inputs
     for cache, flat in ((x.k_cache, x.k), (x.v_cache, x.v)):
         assert flat.isfinite().all() and flat.shape == (3, 2, context, 32)
         assert int(cache.isnan().sum()) == (-context % 16) * 3 * 2 * 32
         assert all(torch.equal(x.head(cache, layout, b, h), flat[b, h]) for b in range(3) for h in range(2))
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory):
+    """A package with sketches, a mass budget, certificates and a fallback, that its own reference computes."""
+    golden = ROOT / "tests" / "golden" / "certified.yaml"
+    folder = tmp_path_factory.mktemp("packages")
+    for path, text in emit.render(make_plan(load(golden))).items():
+        (folder / "certified" / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "certified" / path).write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        package = importlib.import_module("certified")
+        patch.setattr(package.op, "_library", lambda x: None)
+        yield package
+        sys.modules.pop("certified")
+
+
+def test_contestants_of_a_certified_package(certified):
+    with torch.inference_mode():
+        case = cases.make(certified, 200, 2, torch.device("cpu"), torch.float32, 2, True)
+        found = contestants.of_package(certified, case)
+        assert [one.name for one in found] == ["dense", "sparse", "select", "attend", "update"]
+        for one in found:
+            assert gate.check(one, certified, case) < 1e-5
+        wrong = Contestant("sparse", "", "candidates", lambda i, x: certified.decode_dense(*case.inputs[0].paged))
+        with pytest.raises(gate.WrongResult):
+            gate.check(wrong, certified, case)
 
 
 def test_sets_share_the_cache_and_differ_in_queries(case):

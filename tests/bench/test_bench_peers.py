@@ -48,7 +48,7 @@ def _package(tiny, layout):
         pages = [[0, 2, 3, last(lens)], [0, 1, 4, last(lens)]] if last(lens) > 4 else [[0, 1, 2, -1]] * 2
         return torch.tensor([pages] * len(q), dtype=torch.int32)
 
-    return SimpleNamespace(SPEC=spec, summarize_pages=lambda *args: (), select_pages=select)
+    return SimpleNamespace(SPEC=spec, summarize_pages=lambda *args, **named: (), select_pages=select)
 
 
 @pytest.mark.parametrize("context", [40, 100])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 import shutil
 import sys
@@ -151,7 +152,10 @@ def test_without_shipped_specs_those_here_are_taken(here: Path, monkeypatch: pyt
     assert invoke("check").stdout.startswith("ok    specs/tiny.yaml")
 
 
-@pytest.mark.parametrize("path", [*SHIPPED, ROOT / "tests" / "golden" / "hnd_box8.yaml"], ids=lambda p: p.stem)
+EXPLAINED = [*SHIPPED, *(ROOT / "tests" / "golden" / f"{name}.yaml" for name in ("hnd_box8", "certified"))]
+
+
+@pytest.mark.parametrize("path", EXPLAINED, ids=lambda p: p.stem)
 def test_explain_names_every_kernel(path: Path) -> None:
     result = invoke("explain", path)
     assert result.exit_code == 0
@@ -173,7 +177,76 @@ def test_explain_shows_the_numbers_of_the_formulas() -> None:
     assert "from a context of 1,025 tokens on" in result.stdout
     # two sequences: 32 MiB and 1 KiB each of table over 3350 GB/s
     assert re.search(r"^ +4k +32\.0 MiB +8\.0 MiB +10 us ", result.stdout, re.MULTILINE)
-    assert re.search(r"cuda-sm_90a +64 +16 +<= 38\.0 KiB +227 KiB +H100", result.stdout)
+    assert re.search(r"cuda-sm_90a +64 +16 +<= 40\.2 KiB +<= 24\.5 KiB +227 KiB +H100", result.stdout)
+
+
+SMALL = """name: small
+model: {num_q_heads: 9, num_kv_heads: 3, head_dim: 64}
+cache: {page_size: 16}
+"""
+
+
+def explained(here: Path, *lines: str) -> str:
+    """What explain says of H 3, d 64, group 3, with the lines: for a context of 8k."""
+    (here / "small.yaml").write_text(SMALL + "\n".join(lines) + "\n", encoding="utf-8")
+    result = invoke("explain", "small.yaml", "--context", "8k")
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_explain_of_a_proof(here: Path) -> None:
+    lines = "routing: {pages: 128}", "sketch: {bits: 4}", "candidates: {tokens: 1024}", "certificate: {kind: rigorous}"
+    text = explained(here, *lines)
+    # 3 heads of 42 bytes, of 3 * 256; with means of 4 tokens (48) and 24 / 16 of radii
+    assert "4-bit codes of its key (a scale for each page and channel)" in text
+    assert "126 bytes a token and layer, 16.4% of the KV cache" in text
+    assert "(24 bytes a page): 175.5 bytes a token, 22.9%" in text
+    assert "with the largest logits by their sketches" in text
+    assert "a proof." in text and "at most 0.1." in text and "keeps its result, and the flag says so" in text
+    # 6 MiB; 384 KiB of means, 128 pages of 1920 bytes, twice 384 KiB, 3584 of tables; 512 pages of 2040
+    assert re.search(
+        r"^ +8k +6\.0 MiB +1\.4 MiB +22\.7% +384 KiB +240 KiB +384 KiB +384 KiB +3\.5 KiB +1,020 KiB", text, re.MULTILINE
+    )
+    assert "computed when it is asked for: sparse is without it.\n" in text
+    acting = explained(here, *lines, "fallback: dense")
+    # the same and the 1,020 KiB
+    assert re.search(r"^ +8k +6\.0 MiB +2\.4 MiB +39\.3% ", acting, re.MULTILINE)
+    assert "computed in each step, since failures are acted on: sparse holds it.\n" in acting
+    assert "are attended to in whole, on the device" in acting
+
+
+def test_explain_of_audits_and_expansion(here: Path) -> None:
+    audit = "certificate: {kind: estimate, tolerance: 0.02, every: 16, heads: 3, expand_pages: 300}"
+    text = explained(here, "routing: {pages: 64}", audit, "fallback: expand")
+    assert "promises nothing. A head is certified when the share left out, its leakage, is at most 0.02." in text
+    assert "Audited at contexts that are multiples of 16: one of 3 KV heads in turn, 2.08% of all;" in text
+    assert "twice the pages and tokens, up to 256 pages, then attended to in whole" in text
+    assert "on average over steps 2.08% of it" in text
+
+
+def test_explain_names_the_calibration(here: Path) -> None:
+    layer = {"balance": [[1.0] * 32] * 3, "margin": 0.25}
+    (here / "measured.json").write_text(json.dumps({"layers": [layer]}), encoding="utf-8")
+    sketch = "sketch: {bits: 8, transform: hadamard, balance: measured.json}"
+    text = explained(
+        here, "routing: {pages: 64, summary: sketch}", sketch, "certificate: {kind: calibrated, margin: measured.json}"
+    )
+    assert "(after a Hadamard rotation, a scale for each token), balanced over RoPE pairs by measured.json" in text
+    assert "the margin of measured.json: it covers as often as measured there, and proves nothing" in text
+    assert "is summarised by" not in text and "summaries" not in text
+    assert re.search(r"^ score_pages +each step +prepared queries, sketches of every page, block_table", text, re.MULTILINE)
+    # 512 pages of 3 (1024 + 32), read again for the 64 routed ones
+    assert re.search(r"^ +8k +6\.0 MiB +2\.5 MiB +\S+ +1\.7 MiB +384 KiB +384 KiB ", text, re.MULTILINE)
+
+
+def test_explain_of_budgets(here: Path) -> None:
+    mass = explained(here, "routing: {pages: 64}", "candidates: {tokens: 512, mass: 0.98, min_tokens: 64}")
+    assert "the fewest that reach 0.98 of their softmax mass, 64 to 512, with the largest logits" in mass
+    assert "contexts up to 64 keep every token" in mass and "often reached by fewer tokens" in mass
+    pages = explained(here, "routing: {pages: 64}", "candidates: {pages: 16}")
+    assert "the 16 pages whose tokens have most of the softmax mass by exact logits are attended to whole, 256 tokens" in pages
+    assert "No certificate: what the tokens left out weigh is not stated." in pages
+    assert re.search(r"context +dense +sparse +share +summaries +token K +token V +tables *$", pages, re.MULTILINE)
 
 
 def test_units() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -98,6 +99,51 @@ def test_what_is_left_of_a_recorded_package_is_an_orphan(out: Path) -> None:
     (out / "second" / "constants.py").unlink()
     changes = kinds(emit.compare([plan_of()], out, whole=True))
     assert changes["second/op.py"] == "orphan"
+
+
+CERTIFIED = """sketch: {bits: 4}
+candidates: {tokens: 32}
+certificate: {kind: rigorous}
+fallback: dense
+"""
+
+
+def certified(text: str = TINY) -> Plan:
+    """The package tiny with sketches, a list of tokens and certificates."""
+    lines = [line for line in text.splitlines() if not line.startswith(("candidates", "certificate", "fallback"))]
+    return plan_of("\n".join(lines) + "\n" + CERTIFIED)
+
+
+def test_kernels_that_a_spec_gains_and_drops(out: Path) -> None:
+    gained = {f"tiny/kernels/{name}.py" for name in ("sketch", "tokens", "certify")}
+    changes = emit.compare([certified()], out, whole=True)
+    assert {change.path for change in changes if change.kind == "missing"} == gained
+    emit.apply(changes, out)
+    assert emit.compare([certified()], out, whole=True) == []
+    changes = emit.compare([plan_of()], out, whole=True)
+    orphans = {change.path for change in changes if change.kind == "orphan"}
+    assert orphans == gained and not any(change.by_hand for change in changes)
+    emit.apply(changes, out)
+    assert not any((out / path).exists() for path in gained)
+    assert emit.compare([plan_of()], out, whole=True) == []
+
+
+def test_a_calibration_that_changed_is_stale_and_one_that_is_dropped_an_orphan(out: Path, tmp_path: Path) -> None:
+    text = TINY.replace("candidates:", "sketch: {bits: 4, balance: file.json}\ncandidates:")
+
+    def balanced(value: float) -> Plan:
+        layer = {"balance": [[value] * 16] * 2}
+        (tmp_path / "file.json").write_text(json.dumps({"layers": [layer]}), encoding="utf-8")
+        return make_plan(spec.loads(text, "specs/tiny.yaml", tmp_path))
+
+    emit.apply(emit.compare([balanced(1.0)], out, whole=True), out)
+    assert (out / "tiny" / "calibration.json").is_file()
+    assert emit.compare([balanced(1.0)], out, whole=True) == []
+    assert kinds(emit.compare([balanced(2.0)], out, whole=True))["tiny/calibration.json"] == "stale"
+    changes = emit.compare([plan_of()], out, whole=True)
+    assert kinds(changes)["tiny/calibration.json"] == "orphan"
+    emit.apply(changes, out)
+    assert not (out / "tiny" / "calibration.json").exists()
 
 
 def test_libraries_and_records_beside_the_sources_are_no_drift(out: Path) -> None:

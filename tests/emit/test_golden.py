@@ -1,4 +1,4 @@
-"""Two tiny specs, each with every file of its package in tests/golden/<case>/.
+"""Tiny specs, each with every file of its package in tests/golden/<case>/.
 
 Refresh with `python tests/emit/test_golden.py`, then read what changed with `git diff tests/golden`.
 """
@@ -16,7 +16,7 @@ from vashista_gen.plan import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
-SPECS = {"tiny": ROOT / "specs" / "tiny.yaml", "hnd_box8": GOLDEN / "hnd_box8.yaml"}
+SPECS = {"tiny": ROOT / "specs" / "tiny.yaml"} | {name: GOLDEN / f"{name}.yaml" for name in ("hnd_box8", "certified")}
 REFRESH = "refresh with: python tests/emit/test_golden.py"
 SHOWN_LINES = 60
 
@@ -49,12 +49,15 @@ def test_every_folder_has_its_case() -> None:
 
 
 def test_the_cases_take_different_branches() -> None:
-    one, other = (spec.load(path) for path in SPECS.values())
+    one, other, certified = (spec.load(path) for path in SPECS.values())
     assert one.routing.summary != other.routing.summary
     assert one.routing.summary_bits != other.routing.summary_bits
     assert one.cache.layout != other.cache.layout
     assert (one.candidates.tokens is None) != (other.candidates.tokens is None)
     assert (one.model.logits_soft_cap is None) != (other.model.logits_soft_cap is None)
+    assert one.sketch.bits is other.sketch.bits is None and certified.sketch.bits and certified.calibration
+    assert one.certificate.kind == other.certificate.kind == "none" != certified.certificate.kind
+    assert certified.candidates.mass is not None and certified.fallback == "expand"
 
 
 def refresh() -> None:

@@ -41,6 +41,7 @@ def everything(package, step):
     summaries = package.summarize_pages(step.k_cache, *where)
     package.update_summaries(summaries, step.k_cache, step.block_table, step.seq_lens - 1, step.seq_lens)
     selected = package.select_pages(step.q, summaries, *where)
+    package.score_pages(step.q, summaries, *where)
     package.decode(step.q, step.k_cache, step.v_cache, *where, summaries)
     package.decode(step.q, step.k_cache, step.v_cache, *where, None, selected_pages=selected)
     out, lse = package.decode_dense(step.q, step.k_cache, step.v_cache, *where)

@@ -12,6 +12,11 @@ from vashista_gen.errors import SpecError
 
 SPECS = Path(__file__).resolve().parents[2] / "specs"
 VALID = (SPECS / "llama3_8b.yaml").read_text(encoding="utf-8")
+FULL = (
+    VALID.replace("dense_below: 1024", "mass: 0.98, min_tokens: 64, pages: null")
+    .replace("kind: none", "kind: rigorous, tolerance: 0.1, every: 16, heads: 2, margin: null, expand_pages: 256")
+    .replace("fallback: capped", "fallback: expand\nsketch: {bits: 4, transform: hadamard, balance: null}")
+)
 FRAGMENTS = [
     *(
         "{",
@@ -100,7 +105,7 @@ def test_any_bytes(data: bytes) -> None:
 @st.composite
 def edited(draw: st.DrawFn) -> str:
     """A valid spec after a few edits: a fragment put in or in place of a stretch, a line doubled, moved or removed."""
-    text = VALID
+    text = draw(st.sampled_from([VALID, FULL]))
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(text)))
         if draw(st.booleans()):
@@ -124,8 +129,14 @@ def test_edits_of_a_valid_spec(text: str) -> None:
 
 @settings(deadline=None, max_examples=200)
 @given(
-    st.sampled_from([w for w in VALID.replace(",", " ").replace("}", " ").split() if w.isalnum()]),
-    st.sampled_from(FRAGMENTS),
+    st.sampled_from(sorted({w for w in FULL.replace(",", " ").replace("}", " ").split() if w.isalnum()})),
+    st.sampled_from([*FRAGMENTS, "file.json", "../file.json", "0.5", "1e-3"]),
 )
 def test_one_value_replaced(word: str, fragment: str) -> None:
-    check(VALID.replace(f" {word}", f" {fragment}"))
+    for text in (VALID, FULL):
+        check(text.replace(f" {word}", f" {fragment}"))
+
+
+def test_the_full_spec_uses_every_key() -> None:
+    loaded = spec.loads(FULL, "llama3_8b.yaml")
+    assert loaded.certificate.every == 16 and loaded.candidates.mass == 0.98 and loaded.sketch.transform == "hadamard"

@@ -14,13 +14,14 @@ from vashista_gen.errors import SpecError
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = sorted((ROOT / "tests" / "invalid").glob("*.yaml"))
+CALIBRATION = ROOT / "tests" / "invalid" / "calibration"  # the folder that calibration files are read from
 EXTRA_RULES = {"class": "R9"}
 
 
 def message_of(case: Path) -> str:
     """The whole text of the error, with the path relative to the repository."""
     with pytest.raises(SpecError) as caught:
-        spec.loads(case.read_bytes(), case.relative_to(ROOT).as_posix())
+        spec.loads(case.read_bytes(), case.relative_to(ROOT).as_posix(), CALIBRATION)
     return f"{caught.value}\n"
 
 
@@ -36,7 +37,7 @@ def test_message(case: Path) -> None:
 def test_a_case_breaks_only_its_own_rule(case: Path) -> None:
     rule = EXTRA_RULES.get(case.stem) or f"R{int(case.stem[1:3])}"
     with pytest.raises(SpecError) as caught:
-        spec.loads(case.read_bytes(), case.name)
+        spec.loads(case.read_bytes(), case.name, CALIBRATION)
     rules = {p.rule for p in caught.value.problems}
     assert rules == {rule}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import pickle
 from pathlib import Path
@@ -57,9 +58,10 @@ def test_defaults() -> None:
             "group_reduce": "softmax_sum",
             "levels": 1,
         },
-        "candidates": {"tokens": "all", "share": "group", "dense_below": 0},
+        "sketch": {"bits": None},
+        "candidates": {"tokens": "all", "share": "group", "dense_below": 0, "mass": None, "pages": None},
         "attention": {"solver": "softmax", "epsilon": 1.0},
-        "certificate": {"kind": "none"},
+        "certificate": {"kind": "none", "expand_pages": None},
         "fallback": "capped",
         "targets": ["cuda-sm_90a", "c"],
     }
@@ -76,6 +78,74 @@ def test_resolved_values() -> None:
     half = spec.loads(MINIMAL.replace("head_dim: 64", "head_dim: 80, dtype: float16"), "small.yaml")
     assert half.cache.kv_dtype == "float16"
     assert half.model.sm_scale == 1 / math.sqrt(80)
+
+
+def test_keys_that_mean_nothing_are_left_out() -> None:
+    text = MINIMAL.replace("pages: 64", "pages: 64, summary: sketch")
+    text += "sketch: {bits: 8}\ncandidates: {tokens: 512, mass: 1}\ncertificate: {kind: rigorous}\nfallback: expand\n"
+    plain = spec.loads(text, "small.yaml").to_dict()
+    assert plain["routing"].keys() & {"subpage", "summary_bits", "box_weight"} == set()
+    assert plain["sketch"] == {"bits": 8, "transform": "page_channel", "balance": None}
+    assert plain["candidates"] == {
+        **{"tokens": 512, "share": "group", "dense_below": 0},
+        **{"mass": 1.0, "min_tokens": None, "pages": None},
+    }
+    assert plain["certificate"] == {"kind": "rigorous", "tolerance": 0.1, "every": 1, "heads": 1, "expand_pages": None}
+
+
+def test_null_is_no_key_that_means_something() -> None:
+    text = MINIMAL + "sketch: {bits: null, balance: null}\ncandidates: {min_tokens: null}\ncertificate: {margin: null}\n"
+    assert spec.loads(text, "small.yaml") == spec.loads(MINIMAL, "small.yaml")
+
+
+LAYER = {
+    "center": [[0.5] * 64] * 3,
+    "balance": [[2.0] * 32] * 3,
+    "value_center": [[0] * 64] * 3,
+    "budgets": [64, 128, 256],
+    "margin": 0.25,
+    "note": "not read",
+}
+CALIBRATED = """sketch: {bits: 4, balance: keys.json}
+certificate: {kind: calibrated, margin: margins.json}
+"""
+
+
+def test_what_is_read_of_calibration_files(tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text(json.dumps({"layers": [LAYER, {**LAYER, "center": None}]}), encoding="utf-8")
+    (tmp_path / "margins.json").write_text(json.dumps({"layers": [{"margin": 1}, LAYER]}), encoding="utf-8")
+    loaded = spec.loads(MINIMAL + CALIBRATED, "small.yaml", tmp_path)
+    first, second = loaded.calibration["layers"]
+    assert first == {key: LAYER[key] for key in ("center", "balance", "value_center")} | {"margin": 1}
+    assert second == {key: LAYER[key] for key in ("balance", "value_center", "margin", "budgets")}
+    assert loaded.sketch.balance == "keys.json"
+    assert loaded == spec.loads(yaml.safe_dump(loaded.to_dict()), "small.yaml", tmp_path)
+
+
+def test_a_margin_alone_and_no_calibration(tmp_path: Path) -> None:
+    (tmp_path / "margins.json").write_text(json.dumps({"layers": [LAYER]}), encoding="utf-8")
+    loaded = spec.loads(MINIMAL + CALIBRATED.replace(", balance: keys.json", ""), "small.yaml", tmp_path)
+    assert loaded.calibration == {"layers": [{"margin": 0.25, "budgets": [64, 128, 256]}]}
+    assert spec.loads(MINIMAL + "sketch: {bits: 4}\n", "small.yaml").calibration == {}
+
+
+def test_a_calibration_file_is_read_beside_the_spec(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(MINIMAL + CALIBRATED, encoding="utf-8")
+    for name in ("keys.json", "margins.json"):
+        (tmp_path / name).write_text(json.dumps({"layers": [LAYER]}), encoding="utf-8")
+    assert len(spec.load(tmp_path / "small.yaml").calibration["layers"]) == 1
+    with pytest.raises(SpecError, match="R37.*no folder") as caught:
+        spec.loads(MINIMAL + CALIBRATED, "small.yaml")
+    assert len(caught.value.problems) == 2
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"", b"1"], ids=["deep", "not UTF-8", "empty", "number"])
+def test_calibration_files_of_any_bytes(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "keys.json").write_bytes(content)
+    (tmp_path / "margins.json").mkdir()
+    with pytest.raises(SpecError) as caught:
+        spec.loads(MINIMAL + CALIBRATED, "small.yaml", tmp_path)
+    assert [problem.rule for problem in caught.value.problems] == ["R37", "R37"]
 
 
 def test_block_style_gives_an_equal_spec_with_its_own_lines() -> None:

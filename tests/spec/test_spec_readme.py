@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -47,10 +48,12 @@ def test_rules_stand_under_their_groups() -> None:
 
 
 @pytest.mark.parametrize(("number", "right", "wrong"), [(n, r, w) for n, _, r, w in BLOCKS], ids=[b[0] for b in BLOCKS])
-def test_examples(number: str, right: str, wrong: str) -> None:
-    spec.loads(complete(right), "llama3_8b.yaml")
+def test_examples(number: str, right: str, wrong: str, tmp_path: Path) -> None:
+    layer = {"balance": [[1.0] * 64] * 8, "margin": 0.25}
+    (tmp_path / "calibration.json").write_text(json.dumps({"layers": [layer]}), encoding="utf-8")
+    spec.loads(complete(right), "llama3_8b.yaml", tmp_path)
     with pytest.raises(SpecError) as caught:
-        spec.loads(complete(wrong), "llama3_8b.yaml")
+        spec.loads(complete(wrong), "llama3_8b.yaml", tmp_path)
     rules = {problem.rule for problem in caught.value.problems}
     assert rules == {number}
 

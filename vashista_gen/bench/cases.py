@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -92,8 +93,14 @@ def _fill(package, q, context, generator, contiguous) -> Inputs:
             rows = rows.view(pages, page_size, heads, dim)
             paged[block_table[b].long()] = rows if nhd else rows.transpose(1, 2)
     seq_lens = torch.full((batch,), context, dtype=torch.int32, device=q.device)
-    summaries = package.summarize_pages(caches[0], block_table, seq_lens)
+    calibration = calibration_of(package)
+    summaries = package.summarize_pages(caches[0], block_table, seq_lens, v_cache=caches[1], calibration=calibration)
     return Inputs(q, *caches, block_table, seq_lens, seq_lens - 1, summaries, *plain)
+
+
+def calibration_of(package: ModuleType) -> Any:
+    """The first calibrated layer of a package that has some: keys here are no model's, the shapes are what counts."""
+    return package.calibration(0) if hasattr(package, "calibration") else None
 
 
 def plan_sets(device: torch.device, cache_bytes: int, step_bytes: int) -> tuple[int, bool]:

@@ -52,7 +52,7 @@ def of_package(package: ModuleType, case: Case) -> list[Contestant]:
             _into(
                 package.decode,
                 case,
-                lambda i, x: (*x.paged, None),
+                lambda i, x: (*x.paged, x.summaries),
                 lambda i: {"selected_pages": pages[i]},
             ),
         ),
@@ -60,7 +60,9 @@ def of_package(package: ModuleType, case: Case) -> list[Contestant]:
             "update",
             "summary update, one token appended",
             "summaries",
-            lambda i, x: package.update_summaries(x.summaries, x.k_cache, x.block_table, x.old_seq_lens, x.seq_lens),
+            lambda i, x: package.update_summaries(
+                x.summaries, x.k_cache, x.block_table, x.old_seq_lens, x.seq_lens, v_cache=x.v_cache
+            ),
         ),
     ]
 

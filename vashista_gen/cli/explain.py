@@ -24,7 +24,7 @@ def run(path: Path, context: str | None, batch: int) -> None:
     plan = make_plan(load(path))
     console = output()
     say(console, f"{plan.spec.name}  {plan.spec.source.file}", "bold")
-    for text in (words.shape(plan), words.summary(plan), words.routing(plan), words.candidates(plan)):
+    for text in (words.shape(plan), words.summary(plan), words.routing(plan), words.candidates(plan), words.certificate(plan)):
         _paragraph(console, text)
     _kernels(console, plan)
     _bytes(console, plan, contexts)
@@ -41,14 +41,17 @@ def _kernels(console: Console, plan: Plan) -> None:
 
 
 def _bytes(console: Console, plan: Plan, contexts: tuple[int, ...]) -> None:
-    numbers = ("context", "dense", "sparse", "share", "summaries", "token K", "token V", "tables")
+    parts = {"summaries": not plan.scores_by_sketch, "sketches": plan.sketch, "token K": True, "token V": True, "tables": True}
+    parts["certificate"] = plan.certified
+    numbers = ("context", "dense", "sparse", "share", *(name for name, shown in parts.items() if shown))
     _title(console, "Bytes read for one sequence and layer")
     table = new_table(*numbers, right=numbers)
     for context in contexts:
         dense, sparse = cost.dense_bytes(plan, context).total, cost.sparse_bytes(plan, context)
-        parts = (sparse.summaries, sparse.keys, sparse.values, sparse.tables)
-        share = f"{sparse.total / dense:.1%}"
-        table.add_row(tokens(context), size(dense), size(sparse.total), share, *map(size, parts))
+        read = (sparse.summaries, sparse.sketches, sparse.keys, sparse.values, sparse.tables)
+        read = (*read, cost.certificate_bytes(plan, context))
+        cells = (size(count) for count, shown in zip(read, parts.values(), strict=True) if shown)
+        table.add_row(tokens(context), size(dense), size(sparse.total), f"{sparse.total / dense:.1%}", *cells)
     show(console, table, keep_lines=True)
     least = cost.crossover(plan)
     if least is None:
@@ -60,6 +63,13 @@ def _bytes(console: Console, plan: Plan, contexts: tuple[int, ...]) -> None:
         _paragraph(
             console, f"The sparse step reads fewer bytes than the dense one from a context of {least:,} tokens on."
         )
+    if plan.certified:
+        _paragraph(console, _certificate(plan))
+    if plan.projects:
+        times = cost.key_passes(plan)
+        _paragraph(console, f"The solver goes over token K {times} times, mostly out of the L2 cache: the table counts them once.")
+    if plan.spec.candidates.mass is not None:
+        _paragraph(console, "Token K and V are at most this: a mass is often reached by fewer tokens.")
     if plan.spec.candidates.tokens is not None and plan.spec.candidates.share == "head" and plan.spec.group_size > 1:
         _paragraph(
             console,
@@ -95,16 +105,16 @@ def _step(console: Console, plan: Plan, contexts: tuple[int, ...], batch: int) -
 
 
 def _tiles(console: Console, plan: Plan) -> None:
-    numbers = ("tile tokens", "score pages", "shared", "of")
+    numbers = ("tile tokens", "score pages", "shared", "pages' shared", "of")
     _title(console, "Tiles and shared memory")
     table = new_table("target", *numbers, "example card", "GB/s", right=(*numbers, "GB/s"))
     spec = plan.spec
     for target in spec.targets:
         if target == "c":
-            table.add_row(target, str(plan.tile_tokens_c), str(plan.score_pages_c), "-", "-", "-", "-")
+            table.add_row(target, str(plan.tile_tokens_c), str(plan.score_pages_c), "-", "-", "-", "-", "-")
             continue
         tile = attention_tile(spec.cache.page_size, spec.model.head_dim, spec.model.dtype, target)
-        hardware = hardware_of(target)
+        hardware, shared = hardware_of(target), cost.shared_bytes(plan, target)
         chosen = f"{plan.tile_tokens_cuda}" + (
             f" (room for {tile.tokens})" if tile.tokens > plan.tile_tokens_cuda else ""
         )
@@ -113,7 +123,7 @@ def _tiles(console: Console, plan: Plan) -> None:
                 target,
                 chosen,
                 str(plan.score_pages_cuda),
-                f"<= {size(tile.shared_bytes)}",
+                *(f"<= {size(count)}" for count in shared),
                 size(hardware.shared_bytes_per_block),
             ),
             *(hardware.card.name, f"{hardware.card.bandwidth / 1e9:,.0f}"),
@@ -122,8 +132,18 @@ def _tiles(console: Console, plan: Plan) -> None:
     _paragraph(
         console,
         "Tile tokens: of one tile of the attention kernels; score pages: of one tile of page scores. Shared: memory "
-        "that a block of the attention kernel needs at most, of what a block can have.",
+        "that a block of an attention kernel{' or solver' if plan.projects else ''} needs at most, and one that summarises or scores pages, of what a block can have.",
     )
+
+
+def _certificate(plan: Plan) -> str:
+    """When a certificate's bytes are read, and what of them on average."""
+    share, average = cost.audited_share(plan), ""
+    if share < 1:
+        average = f" It is of a step that audits every KV head; on average over steps {share:.2%} of it."
+    if plan.retries:
+        return f"The certificate is computed in each step, since failures are acted on: sparse holds it.{average}"
+    return f"The certificate is computed when it is asked for: sparse is without it.{average}"
 
 
 def tokens(count: int) -> str:

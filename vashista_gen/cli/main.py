@@ -48,6 +48,22 @@ def check(specs: Specs = None) -> None:
 
 
 @app.command()
+def new(
+    source: Annotated[
+        Path, typer.Option("--from-config", metavar="FILE|DIR", help="A model's config.json, folder or .gguf file.")
+    ],
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the package; else the model's.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE.yaml", help="The spec file; specs/NAME.yaml if not given.")
+    ] = None,
+) -> None:
+    """Write the spec of a model's shape, with recommended settings; never over an existing file."""
+    from vashista_gen.cli.new import run
+
+    run(source, name, output)
+
+
+@app.command()
 def generate(
     specs: Specs = None,
     check: Annotated[
@@ -132,6 +148,35 @@ def bench(
     return run(
         spec, output, console(), contexts=contexts, batch=batch, device=device, require=require or (),
         cold_import=cold_import,
+    )  # fmt: skip
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, .gguf file, or a package that has one.")],
+    spec: Annotated[Path, typer.Option(metavar="SPEC", help="The spec file, of the model's shape.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where tables and pictures go.")] = Path("eval-output"),
+    budgets: Annotated[str, typer.Option(metavar="N,...", help="Tokens of spec and peers.")] = "128,256,512,1024",
+    context: Annotated[str, typer.Option(metavar="N", help="Tokens held at the last step.")] = "8192",
+    steps: Annotated[int, typer.Option(metavar="N", help="Tokens decoded of each document.")] = 256,
+    documents: Annotated[int, typer.Option(metavar="N", min=1, help="Documents, out of those on this machine.")] = 4,
+    text: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Your own document; repeat for more.")] = None,
+    routers: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Out of spec, mean, quest, recent, oracle.")
+    ] = "spec,mean,quest,recent,oracle",
+    needles: Annotated[
+        str, typer.Option(metavar="N,...", help="Lengths of haystacks, such as 1k,4k; none for no needles.")
+    ] = "1024,2048,4096",
+    cache_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Prefixes, packages and results that are done.")
+    ] = None,
+) -> int:
+    """Decode long texts and find needles with a real model on the CPU: the spec and its peers against dense."""
+    from vashista_gen.cli.eval import run
+
+    return run(
+        model, spec, output, cache_dir, budgets=budgets, context=context, steps=steps, documents=documents,
+        routers=routers, needles=needles, texts=text or [],
     )  # fmt: skip
 
 

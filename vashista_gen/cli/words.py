@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vashista_gen.plan import Plan, cost
 
@@ -21,9 +21,19 @@ KERNELS = {
     "score_pages": Kernel("step", "q, summaries of every page, block_table", "a score for each query head and page"),
     "select_pages": Kernel("step", "page scores", "selected_pages: P for each KV head"),
     "order_pages": Kernel("instead", "pages given by the caller", "selected_pages, ascending, each once"),
-    "token_logits": Kernel("step", "q, K of the selected pages, block_table", "logits of their tokens"),
-    "prune_tokens": Kernel("step", "logits", "-inf for all but the K_c largest"),
-    "attend_logits": Kernel("step", "logits, V of the tokens kept, block_table", "out and lse of each split"),
+    "sketch_pages": Kernel("append", "K of the pages appended to", "their tokens' sketches, in place"),
+    "measure_pages": Kernel("append", "K and V of the pages appended to", "their radii, in place"),
+    "prepare_queries": Kernel("step", "q, centres, balances", "rotated queries and their norms"),
+    "score_tokens": Kernel("step", "q, K of the selected pages", "a score for each query head and token"),
+    "choose_tokens": Kernel("step", "token scores", "selected_tokens, and which heads keep each"),
+    "attend_tokens": Kernel("step", "q, K and V of the selected tokens, block_table", "out and lse of each split"),
+    "solve_tokens": Kernel("step", "q, K of the selected tokens in each iteration, their V once", "out and gap"),
+    "bound_tokens": Kernel("certificate", "sketches and residuals of every token", "the omitted tokens' mass, in parts"),
+    "estimate_omitted": Kernel("certificate", "page and token scores", "the omitted tokens' mass, in parts"),
+    "certify": Kernel("certificate", "the omitted mass, out, lse, radii", "the certificate"),
+    "attend_failed": Kernel("failed", "q, K and V of every token of rows not certified", "out and lse of each split"),
+    "merge_failed": Kernel("failed", "out and lse of the splits", "out and lse of rows not certified"),
+    "settle": Kernel("failed", "rows not certified", "their certificate: nothing is left out"),
     "attend_pages": Kernel("step", "q, K and V of the selected pages, block_table", "out and lse of each split"),
     "attend_dense": Kernel("dense", "q, K and V of every token, block_table", "out and lse of each split"),
     "merge_splits": Kernel("step", "out and lse of the splits", "out and lse"),
@@ -31,14 +41,17 @@ KERNELS = {
 }
 WHEN = {
     "step": "each step",
+    "certificate": "for a certificate",
     "append": "after an append",
     "instead": "for given pages",
+    "failed": "rows not certified",
     "dense": "decode_dense",
     "caller": "merge_states",
 }
 _SUMMARIES = {
     "mean": "the mean of its keys",
     "subpage_mean": "the means of its groups of {subpage} tokens",
+    "sketch": "its tokens' sketches",
     "box": "the least and the greatest value of its keys in each channel (box weight {box_weight:g})",
 }
 _SCALES = {
@@ -46,6 +59,25 @@ _SCALES = {
     "page": "{bits}-bit codes with a scale for each page",
     None: "{dtype}",
 }
+_TRANSFORMS = {
+    "page_channel": "a scale for each page and channel",
+    "hadamard": "after a Hadamard rotation, a scale for each token",
+}
+_CERTIFICATES = {
+    "rigorous": "A certificate bounds the mass of the tokens left out by their sketches and residual norms, every rounding "
+    "outward: a proof.",
+    "calibrated": "A certificate estimates the mass of the tokens left out by their sketches and adds the margin of {margin}: it "
+    "covers as often as measured there, and proves nothing.",
+    "estimate": "A certificate estimates the mass of the tokens left out by scores of pages and tokens: it can be too small, and "
+    "promises nothing.",
+}
+_FALLBACKS = {
+    "dense": "The rows (sequence, KV head) of heads that fail are attended to in whole, on the device; that reads their K and V once more.",
+    "expand": "The rows (sequence, KV head) of heads that fail are tried again with twice the pages and tokens, up to {most:,} pages, "
+    "then attended to in whole, on the device.",
+    "capped": "A head that fails keeps its result, and the flag says so.",
+}
+_SOLVERS = {"entropic_projection": "mirror descent", "frank_wolfe": "pairwise Frank-Wolfe"}
 _REDUCES = {
     "softmax_sum": "add up their softmaxes over the pages",
     "max": "take the greatest of their scores",
@@ -54,7 +86,14 @@ _REDUCES = {
 
 def kernels(plan: Plan) -> list[tuple[str, Kernel]]:
     """The plan's kernels, those of a decode step first and in its order."""
-    named = [(name, KERNELS.get(name, Kernel("step", "", ""))) for name in plan.kernels]
+    named = [(name, KERNELS[name]) for name in plan.kernels]
+    if plan.sketch:
+        by_sketch = {"score_tokens": "prepared queries, sketches of the selected pages"}
+        if plan.scores_by_sketch:
+            by_sketch["score_pages"] = "prepared queries, sketches of every page, block_table"
+        named = [(name, replace(kernel, reads=by_sketch.get(name, kernel.reads))) for name, kernel in named]
+    if plan.projects:
+        named = [(name, replace(kernel, when="dense") if name == "merge_splits" else kernel) for name, kernel in named]
     return sorted(named, key=lambda item: list(WHEN).index(item[1].when))
 
 
@@ -69,14 +108,27 @@ def shape(plan: Plan) -> str:
 
 
 def summary(plan: Plan) -> str:
-    """What is kept of a page, and what that costs."""
-    routing = plan.spec.routing
-    what = _SUMMARIES[routing.summary].format(subpage=routing.subpage, box_weight=routing.box_weight or 0)
-    stored = _SCALES[plan.summary_scale].format(bits=routing.summary_bits, dtype=plan.spec.cache.kv_dtype)
-    return (
-        f"A page is summarised by {what}, stored as {stored}: {cost.summary_bytes_per_page(plan):,} bytes a page and "
-        f"layer, {cost.summary_bytes_per_token(plan):,.4g} a token, {cost.summary_share(plan):.1%} of the KV cache."
-    )
+    """What is kept of a page and of a token beside the cache, and what that costs."""
+    routing, texts = plan.spec.routing, []
+    if not plan.scores_by_sketch:
+        what = _SUMMARIES[routing.summary].format(subpage=routing.subpage, box_weight=routing.box_weight or 0)
+        stored = _SCALES[plan.summary_scale].format(bits=routing.summary_bits, dtype=plan.spec.cache.kv_dtype)
+        texts.append(
+            f"A page is summarised by {what}, stored as {stored}: {cost.summary_bytes_per_page(plan):,} bytes a page and "
+            f"layer, {cost.summary_bytes_per_token(plan):,.4g} a token, {cost.summary_share(plan):.1%} of the KV cache."
+        )
+    if plan.sketch:
+        per_token = cost.sketch_bytes_per_token(plan)
+        texts.append(
+            f"A token is sketched by {plan.spec.sketch.bits}-bit codes of its key ({_TRANSFORMS[plan.spec.sketch.transform or '']})"
+            f"{', balanced over RoPE pairs by ' + plan.spec.sketch.balance if plan.spec.sketch.balance else ''}, and the norm "
+            f"of what they miss: {per_token:,.4g} bytes a token and layer, {per_token / cost.token_bytes(plan):.1%} of the KV cache."
+        )
+    if plan.sketch and not plan.scores_by_sketch or plan.certified:
+        kept = cost.kept_bytes_per_token(plan)
+        radii = f" with the radii of its pages ({cost.radii_bytes_per_page(plan):,} bytes a page)" if plan.certified else ""
+        texts.append(f"All that is kept beside the cache{radii}: {kept:,.4g} bytes a token, {kept / cost.token_bytes(plan):.1%}.")
+    return " ".join(texts)
 
 
 def routing(plan: Plan) -> str:
@@ -96,14 +148,58 @@ def routing(plan: Plan) -> str:
 def candidates(plan: Plan) -> str:
     """Which tokens are attended to, and with what weights."""
     spec = plan.spec
-    weights = f"Weights: softmax(s / {spec.attention.epsilon:g}), s = {spec.model.sm_scale:.6g} <q, k>."
-    if spec.candidates.tokens is None:
+    weights = _weights(plan)
+    chosen = spec.candidates
+    if not plan.token_budget:
         return f"All their tokens are attended to. {weights}"
-    lists = "for each query head" if spec.candidates.share == "head" else "for the group together"
+    if chosen.pages is not None:
+        by = "the sketches" if plan.sketch else "exact logits"
+        return (
+            f"Of them the {chosen.pages} pages whose tokens have most of the softmax mass by {by} are attended to whole, "
+            f"{plan.kept_tokens:,} tokens. {weights}"
+        )
+    lists = "for each query head" if chosen.share == "head" else "for the group together"
     if spec.group_size == 1:
         lists = "for each head"
-    below = max(plan.dense_below, spec.candidates.tokens)
+    by = "logits by their sketches" if plan.sketch else "logits"
+    count = f"{plan.kept_tokens:,}"
+    if chosen.mass is not None:
+        count = f"fewest that reach {chosen.mass:.4g} of their softmax mass, {plan.least_tokens:,} to {count},"
+    below = max(plan.dense_below, plan.least_tokens if chosen.mass is not None else plan.kept_tokens)
     return (
-        f"Of their tokens the {spec.candidates.tokens:,} with the largest logits are attended to, chosen {lists}; "
+        f"Of their tokens the {count} with the largest {by} are attended to, chosen {lists}; "
         f"contexts up to {below:,} keep every token. {weights}"
     )
+
+
+def _weights(plan: Plan) -> str:
+    """How the weights of the candidates are computed."""
+    scale, attention = f"{plan.spec.model.sm_scale:.6g}", plan.spec.attention
+    if not plan.projects:
+        return f"Weights: softmax(s / {attention.epsilon:g}), s = {scale} <q, k>."
+    return (
+        f"Weights: a on the simplex with the least {plan.objective}, q' = {scale} q, after {attention.iterations} iterations of "
+        f"{_SOLVERS[attention.solver]}: a projection on the candidates' hull, another operator than softmax attention."
+    )
+
+
+def certificate(plan: Plan) -> str:
+    """What a step says of the tokens left out, and what it does about it."""
+    spec = plan.spec
+    if plan.projects:
+        return (
+            "The second result is a gap: how far the weights are at most from the best on these candidates, rounding included. "
+            "What the tokens left out would change is not stated. decode_dense is softmax."
+        )
+    if not plan.certified:
+        return "No certificate: what the tokens left out weigh is not stated."
+    certificate = spec.certificate
+    text = _CERTIFICATES[certificate.kind].format(margin=certificate.margin)
+    passes = f"A head is certified when the share left out, its leakage, is at most {certificate.tolerance:g}."
+    when = ""
+    if (certificate.every, certificate.heads) != (1, 1):
+        steps = f"at contexts that are multiples of {certificate.every:,}" if certificate.every != 1 else "in each step"
+        which = f"one of {certificate.heads} KV heads in turn" if certificate.heads != 1 else "every KV head"
+        when = f" Audited {steps}: {which}, {cost.audited_share(plan):.2%} of all; the rest is not certified and not acted on."
+    action = _FALLBACKS[spec.fallback].format(most=spec.routing.pages << plan.expand_rounds)
+    return f"{text} {passes}{when} {action}"

@@ -12,26 +12,29 @@ from bisect import bisect_left
 from dataclasses import dataclass
 
 from vashista_gen.plan.plan import Plan
-from vashista_gen.spec.footprint import ITEM_BYTES
+from vashista_gen.spec.footprint import ITEM_BYTES, attention_tile, page_kernels, solver_bytes
 
 INDEX_BYTES = 4  # int32 entries of block_table and selected_pages
 SCRATCH_BYTES = 4  # float32 scores, logits and weights
+RADII_BYTES = 8  # two float32 for each page and KV head
 MAX_CONTEXT = 2**40
 
 
 @dataclass(frozen=True)
 class StepBytes:
-    """Bytes one step reads for one sequence and layer, by what they are."""
+    """Bytes one step reads for one sequence and layer, by what they are; certificate: 0 unless every step computes one."""
 
     summaries: int
+    sketches: int
     keys: int
     values: int
     tables: int
+    certificate: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.summaries + self.keys + self.values + self.tables
+        return self.summaries + self.sketches + self.keys + self.values + self.tables + self.certificate
 
 
 def item_bytes(plan: Plan) -> int:
@@ -50,15 +53,62 @@ def token_bytes(plan: Plan) -> int:
 
 
 def summary_bytes_per_page(plan: Plan) -> int:
-    """H (rows d bits/8 + scales b): bytes of one page's summary.
+    """H (rows d bits/8 + scales b): bytes of one page's summary; 0 where sketches are its summary.
 
     rows = plan.summary_rows; 16 bits are an item of the cache (b bytes); scales: d where each channel of a page has
     one, 1 where a page has one, none for 16 bits.
     """
+    if plan.scores_by_sketch:
+        return 0
     head_dim, bits = plan.spec.model.head_dim, plan.spec.routing.summary_bits
     row = head_dim * item_bytes(plan) if bits == 16 else head_dim * bits // 8
     scales = {"page_channel": head_dim, "page": 1, None: 0}[plan.summary_scale]
     return plan.spec.model.num_kv_heads * (plan.summary_rows * row + scales * item_bytes(plan))
+
+
+def sketch_bytes_per_page(plan: Plan, residuals: bool = True) -> int:
+    """H (page_size d bits/8 + scales b + page_size b): bytes of one page's sketches; without residual norms, less the last.
+
+    scales: d where each channel of a page has one, page_size where each token has one. 0 without sketches.
+    """
+    sketch, model, page_size = plan.spec.sketch, plan.spec.model, plan.spec.cache.page_size
+    if sketch.bits is None:
+        return 0
+    scales = page_size if sketch.transform == "hadamard" else model.head_dim
+    floats = scales + (page_size if residuals else 0)
+    return model.num_kv_heads * (page_size * model.head_dim * sketch.bits // 8 + floats * item_bytes(plan))
+
+
+def radii_bytes_per_page(plan: Plan) -> int:
+    """8 H: bytes of how far a page's values lie from their centre and how long its keys are; 0 without a certificate."""
+    return RADII_BYTES * plan.spec.model.num_kv_heads if plan.certified else 0
+
+
+def certificate_bytes(plan: Plan, context: int) -> int:
+    """ceil(context / page_size) (sketches + 8 H): what a certificate of every KV head reads on top of a step.
+
+    Sketches with their residual norms, of every page, for kinds calibrated and rigorous; kind estimate reads the radii
+    alone: page and token scores are scratch.
+    """
+    sketches = 0 if plan.spec.certificate.kind == "estimate" else sketch_bytes_per_page(plan)
+    return pages_of(plan, context) * (sketches + radii_bytes_per_page(plan)) if plan.certified else 0
+
+
+def audited_share(plan: Plan) -> float:
+    """1 / (every heads): share of the (step, KV head) pairs that have a certificate, over many steps; 0 without one."""
+    certificate = plan.spec.certificate
+    return 1 / (certificate.every * certificate.heads) if plan.certified else 0.0
+
+
+def kept_bytes_per_token(plan: Plan) -> float:
+    """(summaries + sketches + radii of a page) / page_size: memory beside the cache for each token of a full page."""
+    page = summary_bytes_per_page(plan) + sketch_bytes_per_page(plan) + radii_bytes_per_page(plan)
+    return page / plan.spec.cache.page_size
+
+
+def sketch_bytes_per_token(plan: Plan) -> float:
+    """sketch_bytes_per_page / page_size, residual norms included."""
+    return sketch_bytes_per_page(plan) / plan.spec.cache.page_size
 
 
 def summary_bytes_per_token(plan: Plan) -> float:
@@ -87,37 +137,66 @@ def routed_tokens(plan: Plan, context: int) -> int:
     return plan.spec.routing.pages * page_size - (pages_of(plan, context) * page_size - context)
 
 
-def value_tokens(plan: Plan, context: int) -> int:
-    """Tokens whose V is read for one KV head.
+def kept_tokens(plan: Plan, context: int) -> int:
+    """Tokens whose K and V are read for one KV head, at most.
 
     All routed ones without a token budget and for contexts up to max(dense_below, K_c); above, K_c when a group shares
-    its tokens, and at most group_size K_c (no two heads keep the same token) when each query head has its own.
+    its tokens (the tokens of candidates.pages when whole pages are kept; with a mass, K_c is the most), and at most
+    group_size K_c (no two heads keep the same token) when each query head has its own.
     """
     routed, candidates = routed_tokens(plan, context), plan.spec.candidates
-    if candidates.tokens is None or context <= max(plan.dense_below, candidates.tokens):
+    if not plan.token_budget or context <= max(plan.dense_below, plan.kept_tokens):
         return routed
     lists = plan.spec.group_size if candidates.share == "head" else 1
-    return min(routed, lists * candidates.tokens)
+    return min(routed, lists * plan.kept_tokens)
+
+
+def weighted_tokens(plan: Plan, context: int) -> int:
+    """Tokens whose V is read for one KV head, at most: those kept; frank_wolfe weighs iterations + 1 for each query head."""
+    attention, kept = plan.spec.attention, kept_tokens(plan, context)
+    if attention.solver != "frank_wolfe":
+        return kept
+    return min(kept, plan.spec.group_size * ((attention.iterations or 0) + 1))
+
+
+def key_passes(plan: Plan) -> int:
+    """How often a step goes over the candidates' K: a projection once an iteration and three times around them."""
+    return (plan.spec.attention.iterations or 0) + 3 if plan.projects else 1
 
 
 def dense_bytes(plan: Plan, context: int) -> StepBytes:
     """K and V of every token, H d b context each, and a block table entry of 4 bytes a page."""
     half = token_bytes(plan) // 2 * context
-    return StepBytes(0, half, half, INDEX_BYTES * pages_of(plan, context))
+    return StepBytes(0, 0, half, half, INDEX_BYTES * pages_of(plan, context))
 
 
 def sparse_bytes(plan: Plan, context: int) -> StepBytes:
-    """Summaries of every page if pages are scored, K of the routed tokens, V of the candidates, and the tables.
+    """What routing and scoring read, K and V of the candidates, and the tables.
 
-    H d b routed_tokens for K, H d b value_tokens for V; 4 bytes a page for block_table and 4 H P for selected_pages.
+    Summaries of every page (or every sketch, when pages are scored by sketches) if pages are scored. With a token budget
+    (or to certify what is left out) the routed tokens are scored by their sketches, or by their keys, H d b routed_tokens,
+    which are then counted under keys. H d b kept_tokens for K, and for V of the weighted_tokens; 4 bytes a page for block_table and 4 H P for
+    selected_pages. A step that acts on its certificate reads certificate_bytes as well; what a row that fails reads again
+    is not counted.
     """
     model, pages = plan.spec.model, pages_of(plan, context)
     half = token_bytes(plan) // 2
+    routed_pages = min(pages, plan.spec.routing.pages)
+    sketches = keys = 0
+    if is_routed(plan, context) and plan.scores_by_sketch:
+        sketches += pages * sketch_bytes_per_page(plan, residuals=False)
+    if plan.token_list and plan.sketch:
+        sketches += routed_pages * sketch_bytes_per_page(plan, residuals=False)
+    elif plan.token_list:
+        keys = half * routed_tokens(plan, context)
     return StepBytes(
         summaries=pages * summary_bytes_per_page(plan) if is_routed(plan, context) else 0,
-        keys=half * routed_tokens(plan, context),
-        values=half * value_tokens(plan, context),
+        sketches=sketches,
+        # keys scored exactly are read again for the tokens kept, mostly out of the L2 cache: they count once
+        keys=max(keys, half * kept_tokens(plan, context)),
+        values=half * weighted_tokens(plan, context),
         tables=INDEX_BYTES * (pages + model.num_kv_heads * plan.spec.routing.pages),
+        certificate=certificate_bytes(plan, context) if plan.retries else 0,
     )
 
 
@@ -125,12 +204,26 @@ def scratch_bytes(plan: Plan, context: int) -> int:
     """float32 written and read again inside a sparse step, out of the L2 cache as long as it fits there.
 
     4 (Hq + H) pages of page scores and weights if pages are scored, 4 (Hq + H) P page_size of token logits and weights
-    with a token budget; Hq query heads. The float32 partial outputs of the splits come on top.
+    with a list of tokens; Hq query heads. The float32 partial outputs of the splits come on top.
     """
     heads, routing = plan.spec.model.num_q_heads + plan.spec.model.num_kv_heads, plan.spec.routing
     scored = pages_of(plan, context) if is_routed(plan, context) else 0
-    slots = routing.pages * plan.spec.cache.page_size if plan.token_budget else 0
+    slots = routing.pages * plan.spec.cache.page_size if plan.token_list else 0
     return SCRATCH_BYTES * heads * (scored + slots)
+
+
+def shared_bytes(plan: Plan, target: str) -> tuple[int, int]:
+    """(attention kernels and solvers, kernels that hold whole pages): the most shared memory of one block, bytes; target is a cuda one."""
+    routing, cache, model = plan.spec.routing, plan.spec.cache, plan.spec.model
+    pages = page_kernels(
+        routing.summary, routing.subpage, cache.page_size, model.head_dim, model.dtype, plan.tile_tokens_cuda
+    )
+    attention = attention_tile(cache.page_size, model.head_dim, model.dtype, target).shared_bytes
+    if plan.projects:
+        solver, iterations = plan.spec.attention.solver, plan.spec.attention.iterations or 0
+        tokens, group = plan.tile_tokens_cuda, plan.spec.group_size
+        attention = max(attention, solver_bytes(solver, iterations, tokens, group, model.head_dim, model.dtype))
+    return attention, max(pages.values())
 
 
 def time_bound(read: int, bandwidth: float) -> float:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from vashista_gen.spec import Spec
-from vashista_gen.spec.footprint import attention_tile
+from vashista_gen.spec.footprint import attention_tile, pages_scored, summary_rows
 
 TILE_TOKENS_C = 16  # one zmm register of float32 logits; the smallest page
 SCORE_ROWS_C = 64  # summary rows of one tile: 16 KiB at head_dim 64, and whole vectors of page scores
 MIN_TILE_TOKENS = 32
+MOST_SUMS = 256  # channels times tiles of 8 query heads whose sums one warp holds: half a lane's registers
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,75 @@ class Plan:
     dense_below: int
 
     @property
+    def warps_on_cuda(self) -> bool:
+        """Whether GPU kernels keep rows in registers: 16-bit types, and the sums of a warp's query heads fit there."""
+        model = self.spec.model
+        return model.dtype != "float32" and model.head_dim * -(-self.spec.group_size // 8) <= MOST_SUMS
+
+    @property
+    def part_pages(self) -> int:
+        """Pages one warp scores on a GPU: four steps of at least 32 summary rows."""
+        rows = self.summary_rows if self.spec.routing.summary == "subpage_mean" else 1
+        return 4 * max(32, rows) // rows
+
+    @property
     def token_budget(self) -> bool:
-        """Whether K_c tokens are kept out of the routed pages (False: all of them)."""
-        return self.spec.candidates.tokens is not None
+        """Whether tokens are chosen among those of the routed pages (False: all of them are attended to)."""
+        return self.spec.candidates.tokens is not None or self.spec.candidates.pages is not None
+
+    @property
+    def sketch(self) -> bool:
+        """Whether every token has a key sketch."""
+        return self.spec.sketch.bits is not None
+
+    @property
+    def scores_by_sketch(self) -> bool:
+        """Whether pages are scored by their tokens' sketches: there are no page summaries then."""
+        return self.spec.routing.summary == "sketch"
+
+    @property
+    def certified(self) -> bool:
+        """Whether a step can say what it left out."""
+        return self.spec.certificate.kind != "none"
+
+    @property
+    def retries(self) -> bool:
+        """Whether rows whose certificate fails are computed again."""
+        return self.certified and self.spec.fallback != "capped"
+
+    @property
+    def token_list(self) -> bool:
+        """Whether candidates are a list of tokens; else attention goes over the selected pages as they are."""
+        return self.token_budget or self.certified
+
+    @property
+    def kept_tokens(self) -> int:
+        """K_c: tokens kept for each list, all those of the routed pages when nothing is dropped."""
+        candidates, routing, page_size = self.spec.candidates, self.spec.routing, self.spec.cache.page_size
+        if candidates.pages is not None:
+            return candidates.pages * page_size
+        return routing.pages * page_size if candidates.tokens is None else candidates.tokens
+
+    @property
+    def least_tokens(self) -> int:
+        """The fewest tokens that a mass budget keeps: those always kept, unless the spec says."""
+        routing, candidates = self.spec.routing, self.spec.candidates
+        always = (routing.sink_pages + routing.recent_pages) * self.spec.cache.page_size
+        return min(self.kept_tokens, always if candidates.min_tokens is None else candidates.min_tokens)
+
+    @property
+    def sketch_blocks(self) -> tuple[int, ...]:
+        """Sizes, descending powers of two, of the Hadamard blocks that make up a head's channels."""
+        head_dim = self.spec.model.head_dim
+        return tuple(1 << bit for bit in range(head_dim.bit_length() - 1, -1, -1) if head_dim >> bit & 1)
+
+    @property
+    def expand_rounds(self) -> int:
+        """How often fallback expand doubles the pages before it attends to all."""
+        if self.spec.fallback != "expand":
+            return 0
+        most = self.spec.certificate.expand_pages or 4 * self.spec.routing.pages
+        return (most // self.spec.routing.pages).bit_length() - 1
 
     @property
     def projects(self) -> bool:
@@ -46,15 +113,89 @@ class Plan:
         return self.spec.attention.solver != "softmax"
 
     @property
+    def second_result(self) -> str:
+        """What a step returns beside its output: the log-sum-exp of the kept logits, or a projection's duality gap."""
+        return "gap" if self.projects else "lse"
+
+    @property
+    def objective(self) -> str:
+        """What a projection's weights a make least, for docstrings."""
+        entropy = f" + {self.spec.attention.epsilon:g} sum_j a_j log a_j"
+        fit = "1/2 ||sum_j a_j k_j - q'||^2"
+        return fit + entropy if self.spec.attention.solver == "entropic_projection" else fit
+
+    @property
     def kernels(self) -> tuple[str, ...]:
         """Names of the package's kernels, in the order a decode step runs them."""
-        attend = ("token_logits", "prune_tokens", "attend_logits") if self.token_budget else ("attend_pages",)
-        if self.projects:
-            attend = (*attend, "solve_tokens")
+        attend = "solve_tokens" if self.projects else "attend_tokens"
+        bound = "estimate_omitted" if self.spec.certificate.kind == "estimate" else "bound_tokens"
         return (
-            *("summarize", "score_pages", "select_pages", "order_pages", *attend),
+            *(() if self.scores_by_sketch else ("summarize",)),
+            *(("sketch_pages",) if self.sketch else ()),
+            *(("measure_pages",) if self.certified else ()),
+            *(("prepare_queries",) if self.sketch else ()),
+            *("score_pages", "select_pages", "order_pages"),
+            *(("score_tokens", "choose_tokens", attend) if self.token_list else ("attend_pages",)),
+            *((bound, "certify") if self.certified else ()),
+            *(("attend_failed", "merge_failed", "settle") if self.retries else ()),
             *("attend_dense", "merge_splits", "merge_states"),
         )
+
+    @property
+    def summary_fields(self) -> tuple[str, ...]:
+        """Tensors of a package's Summaries, in order; the first `renewed_fields` of them are renewed after an append."""
+        pages = () if self.scores_by_sketch else ("values",) if self.spec.routing.summary_bits == 16 else ("codes", "scales")
+        return (
+            *pages,
+            *(("sketch_codes", "sketch_scales", "sketch_residuals") if self.sketch else ()),
+            *(("radii",) if self.certified else ()),
+            *(("center", "balance") if self.sketch else ()),
+            *(("value_center", "margin") if self.certified else ()),
+        )
+
+    @property
+    def renewed_fields(self) -> int:
+        """How many of `summary_fields` hold something of every page."""
+        return len([name for name in self.summary_fields if name not in ("center", "balance", "value_center", "margin")])
+
+    @property
+    def summary_schema(self) -> str:
+        """The fields as arguments of a torch op; renewed ones are written to."""
+        alias = lambda i: f"({chr(ord('a') + i)}!)" if i < self.renewed_fields else ""
+        return ", ".join(f"Tensor{alias(i)} {name}" for i, name in enumerate(self.summary_fields))
+
+    @property
+    def kernel_modules(self) -> tuple[str, ...]:
+        """Modules of the package that hold kernels."""
+        return (
+            *("attend", "merge", "select"),
+            *(("sketch",) if self.scores_by_sketch else ("score", "summarize")),
+            *(("sketch",) if self.sketch and not self.scores_by_sketch else ()),
+            *(("tokens",) if self.token_list else ()),
+            *(("certify",) if self.certified else ()),
+            *(("solve",) if self.projects else ()),
+        )
+
+    @property
+    def choice_in_words(self) -> str:
+        """How choose_tokens chooses, for its docstring."""
+        candidates = self.spec.candidates
+        if candidates.pages is not None:
+            return f"Kept: the {candidates.pages} pages with the largest share of the group's softmax mass."
+        whose = "the group's softmax mass" if candidates.share == "group" else "each head's own logits"
+        if candidates.mass is not None:
+            return f"Kept: the fewest tokens that reach {candidates.mass:g} of {whose}, {self.least_tokens} to {self.kept_tokens}."
+        return f"Kept: the {self.kept_tokens} largest by {whose}; those of sink, recent and pinned pages always."
+
+    @property
+    def certificate_in_words(self) -> str:
+        """What a package's certificate is: proof, statistics or estimate."""
+        return {
+            "none": "",
+            "estimate": "Here U is an ESTIMATE from page scores, no bound: it can be too small.",
+            "calibrated": "Here log U is the sketches' log-sum-exp plus a CALIBRATED margin: it covers as often as it was measured to.",
+            "rigorous": "Here u_j >= s_j is proved by the sketches' residuals, every rounding outward: a RIGOROUS bound.",
+        }[self.spec.certificate.kind]
 
     @property
     def cache_shape(self) -> str:
@@ -79,7 +220,7 @@ class Plan:
             "RECENT_PAGES": routing.recent_pages,
             "SUMMARY_ROWS": self.summary_rows,
             "SUMMARY_WIDTH": self.summary_width,
-            "SUMMARY_BITS": routing.summary_bits,
+            "SUMMARY_BITS": routing.summary_bits or 16,
             "SM_SCALE": model.sm_scale,
             "EPSILON": spec.attention.epsilon,
             "LOGIT_SCALE": model.sm_scale / spec.attention.epsilon,
@@ -87,6 +228,8 @@ class Plan:
             "TILE_TOKENS_C": self.tile_tokens_c,
             "SCORE_PAGES_CUDA": self.score_pages_cuda,
             "SCORE_PAGES_C": self.score_pages_c,
+            "PART_PAGES": self.part_pages,
+            "WARPS_ON_CUDA": self.warps_on_cuda,
         }
         if model.logits_soft_cap is not None:
             values["LOGIT_CAP"] = model.logits_soft_cap / spec.attention.epsilon
@@ -94,11 +237,24 @@ class Plan:
             values["SUBPAGE"] = routing.subpage
         if routing.summary == "box":
             values["BOX_WEIGHT"] = routing.box_weight
-        if routing.summary_bits != 16:
+        if routing.summary_bits in (8, 4):
             values["CODE_MAX"] = 2 ** (routing.summary_bits - 1) - 1
-        if spec.candidates.tokens is not None:
-            values["TOP_TOKENS"] = spec.candidates.tokens
+        if self.token_list:
+            values["TOP_TOKENS"] = self.kept_tokens
             values["DENSE_BELOW"] = self.dense_below
+        if spec.candidates.mass is not None:
+            values |= {"MASS": spec.candidates.mass, "MIN_TOKENS": self.least_tokens}
+        if spec.sketch.bits is not None:
+            values["SKETCH_BITS"] = spec.sketch.bits
+            values["SKETCH_WIDTH"] = model.head_dim * spec.sketch.bits // 8
+            if spec.sketch.transform == "hadamard":
+                values["HADAMARD_BLOCKS"] = self.sketch_blocks
+        if self.certified:
+            values["TOLERANCE"] = spec.certificate.tolerance
+            values["AUDIT_EVERY"] = spec.certificate.every
+            values["AUDIT_HEADS"] = spec.certificate.heads
+        if self.retries:
+            values["EXPAND_ROUNDS"] = self.expand_rounds
         if self.projects:
             values["ITERATIONS"] = spec.attention.iterations
         return values
@@ -107,8 +263,8 @@ class Plan:
 def make_plan(spec: Spec) -> Plan:
     """Chooses tiles and storage for a checked spec."""
     routing, page_size = spec.routing, spec.cache.page_size
-    rows = {"mean": 1, "box": 2}.get(routing.summary) or page_size // routing.subpage
-    scored_rows = rows if routing.summary == "subpage_mean" else 1
+    rows = summary_rows(routing.summary, routing.subpage, page_size)
+    scored = lambda most: pages_scored(routing.summary, routing.subpage, page_size, most)
     tile_cuda = min(
         (
             attention_tile(page_size, spec.model.head_dim, spec.model.dtype, target).tokens
@@ -122,10 +278,10 @@ def make_plan(spec: Spec) -> Plan:
         spec=spec,
         summary_rows=rows,
         summary_width=spec.model.head_dim // (2 if routing.summary_bits == 4 else 1),
-        summary_scale=None if routing.summary_bits == 16 else scale,
+        summary_scale=scale if routing.summary_bits in (8, 4) else None,
         tile_tokens_cuda=tile_cuda,
         tile_tokens_c=TILE_TOKENS_C,
-        score_pages_cuda=max(1, tile_cuda // scored_rows),
-        score_pages_c=max(1, SCORE_ROWS_C // scored_rows),
+        score_pages_cuda=scored(tile_cuda),
+        score_pages_c=scored(SCORE_ROWS_C),
         dense_below=spec.candidates.dense_below,
     )

@@ -5,5 +5,6 @@ Must not contain: kernels (they are generated), a model, or anything of one infe
 """
 
 from vashista_gen.runtime.cache import PagedCache
+from vashista_gen.runtime.pages import PageTable
 
-__all__ = ["PagedCache"]
+__all__ = ["PageTable", "PagedCache"]

@@ -16,7 +16,7 @@ from vashista_gen.spec.setting import REQUIRED, Setting, settings_of
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _MAX_DIGITS = 18
-_FLOAT32_TINY, _FLOAT32_MAX = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
+FLOAT32_TINY, FLOAT32_MAX = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
 
 _TYPE_HINTS = {
     int: "write decimal digits, without quotes or a decimal point",
@@ -182,7 +182,7 @@ def _is_float32(text: str) -> bool:
         return True
     value = abs(float(text))
     digits = re.split("[eE]", text)[0].strip("+-0.")
-    return _FLOAT32_TINY <= value <= _FLOAT32_MAX or (value == 0.0 and not digits)
+    return FLOAT32_TINY <= value <= FLOAT32_MAX or (value == 0.0 and not digits)
 
 
 def _within(value: Any, setting: Setting) -> bool:
@@ -198,17 +198,20 @@ def _within(value: Any, setting: Setting) -> bool:
 
 def _bounds(setting: Setting) -> str:
     """What a value may be: "a multiple of 16 from 16 to 512 or `default`"."""
+    word = (f"`{setting.word}`",) if setting.word else ()
     if setting.choices:
-        bounds = listed(setting.choices)
-    elif setting.kind is str:
-        bounds = "a lower-case Python identifier"
+        return listed((*setting.choices, *word))
+    if setting.kind is str:
+        bounds = "a file name that ends in .json" if setting.pattern.endswith("json") else "a lower-case Python identifier"
     else:
         step = f"a multiple of {setting.step} " if setting.step > 1 else ""
-        if setting.high is not None:
+        if setting.above is not None and setting.high is not None:
+            bounds = f"greater than {setting.above} and at most {setting.high}"
+        elif setting.high is not None:
             bounds = f"{step}from {setting.low} to {setting.high}"
         else:
             bounds = f"greater than {setting.above}" if setting.above is not None else f"at least {setting.low}"
-    return bounds + (f" or `{setting.word}`" if setting.word else "")
+    return " or ".join((bounds, *word))
 
 
 def _must_be(setting: Setting) -> str:
@@ -216,6 +219,8 @@ def _must_be(setting: Setting) -> str:
 
 
 def _bounds_hint(setting: Setting, key: str, text: str = "") -> str:
+    if setting.pattern.endswith("json"):
+        return f"set {key} to a file name such as calibration.json"
     if setting.pattern:
         slug = re.sub("[^a-z0-9]+", "_", text[:64].lower()).strip("_")
         return f"rename it, for example to {slug if re.fullmatch(setting.pattern, slug) else 'my_model'}"
@@ -263,6 +268,8 @@ def _where(prefix: str) -> str:
 
 
 def _unknown_key_hint(key: str, prefix: str, allowed: tuple[str, ...]) -> str:
+    if longer := [name for name in allowed if key in name.split("_")]:
+        return f"did you mean {listed(longer)}?"
     for section, setting in settings_of(Spec).items():
         if setting.is_section and prefix != f"{section}." and key in settings_of(setting.kind) and key not in allowed:
             return f"move {key} under {section}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vashista_gen.errors import UsageError
+from vashista_gen.spec.calibration import read_calibration
 from vashista_gen.spec.constraints import check_constraints
 from vashista_gen.spec.fields import Values, read_mapping
 from vashista_gen.spec.model import Source, Spec
@@ -28,13 +29,13 @@ def load(path: str | Path) -> Spec:
         raise UsageError(
             f"cannot read {path}: {reason}", "give the path of a spec, such as specs/llama3_8b.yaml"
         ) from None
-    return loads(data, _shown(Path(path)))
+    return loads(data, _shown(Path(path)), Path(path).parent)
 
 
-def loads(text: str | bytes, file: str = "<text>") -> Spec:
+def loads(text: str | bytes, file: str = "<text>", folder: Path | None = None) -> Spec:
     """Check the text of a spec; messages show `file`, whose stem must be the spec's name if it ends in .yaml or .yml.
 
-    Raises SpecError with all problems of the text.
+    Calibration files that it names are read from `folder`. Raises SpecError with all problems of the text.
     """
     report = Report(file)
     decoded = decode(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"), report)
@@ -47,8 +48,11 @@ def loads(text: str | bytes, file: str = "<text>") -> Spec:
     _fill_defaults(Spec, "", values)
     check_constraints(values, report)
     report.raise_if_any()
+    calibration = read_calibration(values, folder, report)
+    report.raise_if_any()
     sha256 = hashlib.sha256(decoded.encode("utf-8")).hexdigest()
-    return _build(Spec, "", values, source=Source(file, sha256, dict(values.lines)))
+    source = Source(file, sha256, dict(values.lines))
+    return _build(Spec, "", values, source=source, calibration=calibration)
 
 
 def _shown(path: Path) -> str:
@@ -69,16 +73,16 @@ def _fill_defaults(section: type, prefix: str, values: Values) -> None:
         elif setting.default_key:
             if setting.default_key in values:
                 values[path] = values[setting.default_key]
-        elif setting.only_with is None or _sibling_matches(setting, prefix, values):
+        elif not setting.sibling or setting.applies(_sibling(setting, prefix, values)):
             values[path] = None if setting.word else setting.default
         else:
             values[path] = None
 
 
-def _sibling_matches(setting: Setting, prefix: str, values: Values) -> bool:
-    """Whether the sibling that `setting` depends on has a value it needs."""
-    sibling, *wanted = setting.only_with or ("",)
-    return prefix + sibling in values and values[prefix + sibling] in wanted
+def _sibling(setting: Setting, prefix: str, values: Values) -> Any:
+    """The value that `setting` depends on; one that nothing equals when it is not valid."""
+    path = prefix + setting.sibling
+    return values[path] if path in values else REQUIRED
 
 
 def _build(section: type, prefix: str, values: Values, **extra: Any) -> Any:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vashista_gen.spec.setting import setting, settings_of
+from vashista_gen.spec.setting import Setting, setting, settings_of
 
+FILE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.json"  # a file of the spec's own folder
 DTYPES = ("bfloat16", "float16", "float32")
 TARGETS = (
     "c",
@@ -87,9 +88,10 @@ class RoutingSpec:
     pages: int = setting(int, "Pages P kept for each sequence and KV head.", low=1, high=4096, bound_rule="R21")
     summary: str = setting(
         str,
-        "What is kept of a page: mean of its keys, means of groups of `subpage` tokens, or per-channel min and max.",
+        "What a page is scored by: mean of its keys, means of groups of `subpage` tokens, per-channel min and max, "
+        "or its tokens' sketches.",
         default="subpage_mean",
-        choices=("mean", "subpage_mean", "box"),
+        choices=("mean", "subpage_mean", "box", "sketch"),
     )
     subpage: int | None = setting(
         int,
@@ -102,8 +104,13 @@ class RoutingSpec:
         bound_why="and divide page_size",
         only_rule="R18",
     )
-    summary_bits: int = setting(
-        int, "Bits of one summary element; 16 is a float, 8 and 4 are integer codes.", default=4, choices=(16, 8, 4)
+    summary_bits: int | None = setting(
+        int,
+        "Bits of one summary element; 16 is a float, 8 and 4 are integer codes.",
+        default=4,
+        choices=(16, 8, 4),
+        unless=("summary", "sketch"),
+        only_rule="R32",
     )
     box_weight: float | None = setting(
         float,
@@ -140,12 +147,40 @@ class RoutingSpec:
 
 
 @dataclass(frozen=True)
+class SketchSpec:
+    """Quantised keys of every token beside the cache; `bits` is None for none."""
+
+    bits: int | None = setting(
+        int, "Bits of one channel of a key's sketch; null keeps no sketches.", default=None, word="null", choices=(2, 4, 8)
+    )
+    transform: str | None = setting(
+        str,
+        "How a key is coded: a scale for each page and channel, or one for each token after a Hadamard rotation.",
+        default="page_channel",
+        choices=("page_channel", "hadamard"),
+        unless=("bits", None),
+        only_rule="R31",
+    )
+    balance: str | None = setting(
+        str,
+        "Calibration file beside the spec whose scales, one for each RoPE pair, keys are multiplied by; null for none.",
+        default=None,
+        word="null",
+        pattern=FILE,
+        unless=("bits", None),
+        only_rule="R31",
+        bound_rule="R37",
+        bound_why="the name of a file that `vashista-gen calibrate` wrote beside the spec",
+    )
+
+
+@dataclass(frozen=True)
 class CandidatesSpec:
     """Which tokens of the routed pages are attended to; `tokens` is None for all of them."""
 
     tokens: int | None = setting(
         int,
-        "Tokens K_c kept inside the routed pages; `all` keeps every one.",
+        "Tokens K_c kept inside the routed pages, the most when there is a mass; `all` keeps every one.",
         default="all",
         word="all",
         low=1,
@@ -163,6 +198,33 @@ class CandidatesSpec:
         default=0,
         low=0,
         high=4096 * 128,
+    )
+    mass: float | None = setting(
+        float,
+        "Keep the fewest tokens whose share of the routed tokens' softmax mass reaches this; null for K_c tokens always.",
+        default=None,
+        word="null",
+        above=0,
+        high=1,
+        bound_rule="R33",
+    )
+    min_tokens: int | None = setting(
+        int,
+        "The fewest tokens that `mass` keeps; null for as many as are always kept.",
+        default=None,
+        word="null",
+        low=1,
+        high=4096 * 128,
+        unless=("mass", None),
+        only_rule="R33",
+    )
+    pages: int | None = setting(
+        int,
+        "Keep the whole of this many of the routed pages, the best by their tokens' scores; null for tokens.",
+        default=None,
+        word="null",
+        low=1,
+        high=4096,
     )
 
 
@@ -186,8 +248,8 @@ class AttentionSpec:
         default=32,
         low=1,
         high=256,
-        only_with=("solver", "entropic_projection", "frank_wolfe"),
-        only_rule="R31",
+        unless=("solver", "softmax"),
+        only_rule="R39",
     )
     epsilon: float = setting(
         float,
@@ -202,7 +264,60 @@ class AttentionSpec:
 class CertificateSpec:
     """What a decoded step can prove about the tokens it left out."""
 
-    kind: str = setting(str, "Certificate computed with each step.", default="none", choices=("none",))
+    kind: str = setting(
+        str,
+        "How the omitted mass is stated: not, estimated from page scores, estimated from sketches with a calibrated "
+        "margin, or bounded by sketches.",
+        default="none",
+        choices=("none", "estimate", "calibrated", "rigorous"),
+    )
+    tolerance: float | None = setting(
+        float,
+        "A row is certified when its leakage is at most this.",
+        default=0.1,
+        above=0,
+        high=1,
+        bound_rule="R36",
+        unless=("kind", "none"),
+        only_rule="R36",
+    )
+    every: int | None = setting(
+        int,
+        "Audit the steps whose context is a multiple of this many tokens.",
+        default=1,
+        low=1,
+        high=1 << 20,
+        unless=("kind", "none"),
+        only_rule="R36",
+    )
+    heads: int | None = setting(
+        int,
+        "Audit one of this many KV heads a step, in turn.",
+        default=1,
+        low=1,
+        high=1024,
+        unless=("kind", "none"),
+        only_rule="R36",
+    )
+    margin: str | None = setting(
+        str,
+        "Calibration file beside the spec that holds the margin of kind calibrated.",
+        default=None,
+        word="null",
+        pattern=FILE,
+        only_with=("kind", "calibrated"),
+        only_rule="R37",
+        bound_rule="R37",
+        bound_why="the name of a file that `vashista-gen calibrate` wrote beside the spec",
+    )
+    expand_pages: int | None = setting(
+        int,
+        "The most pages that fallback expand tries before it attends to all; null for four times routing.pages.",
+        default=None,
+        word="null",
+        low=1,
+        high=1 << 16,
+    )
 
 
 @dataclass(frozen=True)
@@ -232,6 +347,7 @@ class Spec:
     model: ModelSpec = setting(ModelSpec, "The attention layer.")
     cache: CacheSpec = setting(CacheSpec, "The paged KV cache.")
     routing: RoutingSpec = setting(RoutingSpec, "Choice of pages.")
+    sketch: SketchSpec = setting(SketchSpec, "Quantised keys of single tokens.", default={})
     candidates: CandidatesSpec = setting(CandidatesSpec, "Choice of tokens inside the pages.", default={})
     attention: AttentionSpec = setting(AttentionSpec, "Weights of the candidates.", default={})
     certificate: CertificateSpec = setting(CertificateSpec, "What a step proves about the rest.", default={})
@@ -249,6 +365,7 @@ class Spec:
         bound_rule="R28",
     )
     source: Source = field(compare=False, repr=False)
+    calibration: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def group_size(self) -> int:
@@ -258,10 +375,15 @@ class Spec:
     def to_dict(self) -> dict[str, Any]:
         """The resolved spec as a plain dict that loads back to an equal one.
 
-        `sm_scale` is a number, `candidates.tokens` is "all" when every token is kept, a key that does not apply to the
-        chosen summary is left out, `source` is not in it.
+        `sm_scale` is a number, `candidates.tokens` is "all" when every token is kept, a key that has no meaning beside
+        the others is left out, `source` is not in it.
         """
         return _plain(self)
+
+
+def _applies(section: Any, allowed: Setting) -> bool:
+    """Whether a key has a meaning beside the others of its section."""
+    return not allowed.sibling or allowed.applies(getattr(section, allowed.sibling))
 
 
 def _plain(section: Any) -> dict[str, Any]:
@@ -273,8 +395,8 @@ def _plain(section: Any) -> dict[str, Any]:
             plain[key] = _plain(value)
         elif isinstance(value, tuple):
             plain[key] = list(value)
-        elif value is not None or allowed.word == "null":
+        elif value is not None or (allowed.word == "null" and _applies(section, allowed)):
             plain[key] = value
-        elif allowed.word:
+        elif allowed.word not in ("", "null"):
             plain[key] = allowed.word
     return plain

@@ -56,17 +56,35 @@ _SENTENCES = {
     ),
     "Targets": (
         "targets names at least one target and none twice.",
-        "The attention tile of 32 tokens fits the shared memory of every cuda target.",
+        "An attention tile of 32 tokens, and the summary or sketches of one page, fit the shared memory "
+        "of every cuda target.",
     ),
     "Short contexts": (
         "candidates.dense_below needs a number of tokens and is at most pages * page_size: "
         "a context that short is routed whole.",
+    ),
+    "Sketches": (
+        "sketch.transform and sketch.balance are given only with sketch.bits.",
+        "routing.summary sketch needs sketch.bits and has no summary_bits.",
+    ),
+    "Budgets": (
+        "candidates.mass is above 0 and at most 1, needs a number of tokens (the most) and share group; "
+        "min_tokens is given only with it and is at most tokens.",
+        "candidates.pages is at most routing.pages and at least sink_pages + recent_pages, with tokens: all and share group.",
+    ),
+    "Certificates": (
+        "Certificate kinds rigorous and calibrated need sketch.bits; kind estimate needs a page summary other than sketch.",
+        "certificate.tolerance is above 0 and at most 1; tolerance, every and heads are given only with a certificate.",
+        "A calibration file is a JSON file beside the spec, holds what is read from it in the spec's shapes, "
+        "and certificate.margin is given with kind calibrated and only then.",
+        "certificate.expand_pages is given only with fallback expand and is at least twice routing.pages.",
     ),
     "Solvers": (
         "attention.iterations is given only with solver entropic_projection or frank_wolfe.",
         "A solver other than softmax needs a number of candidates.tokens: it reads its candidates once an iteration.",
         "A solver other than softmax has no logits to cap: logits_soft_cap is null.",
         "The state of a solver other than softmax fits the shared memory of every cuda target.",
+        "A solver other than softmax has certificate.kind none: its gap takes the certificate's place.",
     ),
 }
 

@@ -35,7 +35,7 @@ def _section(section: type) -> dict[str, Any]:
         ],
         "properties": {key: _property(setting) for key, setting in settings.items()},
     }
-    conditions = [_only_with(key, setting, settings) for key, setting in settings.items() if setting.only_with]
+    conditions = [_condition(key, setting, settings) for key, setting in settings.items() if setting.sibling]
     if conditions:
         schema["allOf"] = conditions
     return schema
@@ -72,11 +72,13 @@ def _scalar(setting: Setting) -> dict[str, Any]:
     return schema
 
 
-def _only_with(key: str, setting: Setting, settings: dict[str, Setting]) -> dict[str, Any]:
-    """If `key` is given, its sibling has a value it needs, stated where that is not the default."""
-    sibling, *wanted = setting.only_with or ("",)
-    value = {"const": wanted[0]} if len(wanted) == 1 else {"enum": wanted}
-    then: dict[str, Any] = {"properties": {sibling: value}}
-    if settings[sibling].default not in wanted:
-        then["required"] = [sibling]
-    return {"if": {"required": [key]}, "then": then}
+def _condition(key: str, setting: Setting, settings: dict[str, Setting]) -> dict[str, Any]:
+    """If `key` is given, its sibling has a value that it has a meaning with, stated where the default is not one."""
+    needed = {"const": setting.only_with[1]} if setting.only_with else {"not": {"const": (setting.unless or ("", ""))[1]}}
+    then: dict[str, Any] = {"properties": {setting.sibling: needed}}
+    if not setting.applies(settings[setting.sibling].default):
+        then["required"] = [setting.sibling]
+    given: dict[str, Any] = {"required": [key]}
+    if setting.word == "null":
+        given["properties"] = {key: {"not": {"type": "null"}}}
+    return {"if": given, "then": then}

@@ -30,10 +30,11 @@ class Setting:
     low, high    inclusive bounds; `above` is an exclusive lower one
     step         the value is a multiple of it
     pattern      a regular expression the whole text matches
-    only_with    (sibling key, its value or values): the key may be given only then, and is None otherwise
+    only_with    (sibling key, its value): the key may be given only then, and is None otherwise
+    unless       (sibling key, its value): the key may not be given then, and is None
     bound_rule   the rule that the bounds, choices, pattern or step belong to (R7 and R8 are the general ones)
     bound_why    why these bounds, for the message
-    only_rule    the rule that `only_with` belongs to
+    only_rule    the rule that `only_with` or `unless` belongs to
     """
 
     kind: type
@@ -47,7 +48,8 @@ class Setting:
     above: int | None = None
     step: int = 1
     pattern: str = ""
-    only_with: tuple[str, ...] | None = None
+    only_with: tuple[str, str] | None = None
+    unless: tuple[str, str | None] | None = None
     bound_rule: str = ""
     bound_why: str = ""
     only_rule: str = ""
@@ -56,6 +58,17 @@ class Setting:
     def is_section(self) -> bool:
         """Whether the key holds a mapping with keys of its own."""
         return dataclasses.is_dataclass(self.kind)
+
+    def applies(self, sibling_value: Any) -> bool:
+        """Whether the key has a meaning beside that value of the sibling which `only_with` or `unless` names."""
+        if self.only_with is not None:
+            return sibling_value == self.only_with[1]
+        return self.unless is None or sibling_value != self.unless[1]
+
+    @property
+    def sibling(self) -> str:
+        """The key of the same section that `only_with` or `unless` names; empty when none does."""
+        return (self.only_with or self.unless or ("", ""))[0]
 
     @property
     def rule(self) -> str:

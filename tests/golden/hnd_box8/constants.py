@@ -23,9 +23,10 @@ SPEC = {
         "group_reduce": "max",
         "levels": 1,
     },
-    "candidates": {"tokens": 24, "share": "head", "dense_below": 48},
+    "sketch": {"bits": None},
+    "candidates": {"tokens": 24, "share": "head", "dense_below": 48, "mass": None, "pages": None},
     "attention": {"solver": "softmax", "epsilon": 0.5},
-    "certificate": {"kind": "none"},
+    "certificate": {"kind": "none", "expand_pages": None},
     "fallback": "capped",
     "targets": ["cuda-sm_80", "c"],
 }
@@ -49,6 +50,8 @@ TILE_TOKENS_CUDA = 64
 TILE_TOKENS_C = 16
 SCORE_PAGES_CUDA = 64
 SCORE_PAGES_C = 64
+PART_PAGES = 128
+WARPS_ON_CUDA = True
 LOGIT_CAP = 60.0
 BOX_WEIGHT = 0.5
 CODE_MAX = 127

@@ -1,0 +1,42 @@
+"""The decode step captured in a CUDA graph once and replayed while the sequences grow.
+
+python -m vashista_gen.examples.cuda_graph
+"""
+
+import torch
+
+from vashista_gen.examples.compile_step import WIDTH, dtype_on, new_state, step
+
+STEPS = 50
+
+
+def main() -> float | None:
+    """The largest difference between replays and eager steps; None, and a line that says so, without a CUDA device."""
+    if not torch.cuda.is_available():
+        print("skipped: no CUDA device here (torch.cuda.is_available() is False)")
+        return None
+    captured, eager = (new_state(3, 128, [2000, 31, 1010], "cuda") for _ in "ab")
+    warm = new_state(3, 128, [1, 1, 1], "cuda")  # the first call loads the kernels, which a capture cannot
+    x = torch.zeros(3, WIDTH, device="cuda", dtype=dtype_on("cuda"))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad(), torch.cuda.stream(stream):
+        step(x, warm)
+    torch.cuda.current_stream().wait_stream(stream)
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        out = step(x, captured)  # recorded, not run: the lengths are still those of the start
+
+    worst = 0.0
+    with torch.no_grad():
+        for _ in range(STEPS):  # each replay appends a token: lengths, pages and splits change, the graph does not
+            x.copy_(torch.randn(3, WIDTH))
+            graph.replay()
+            worst = max(worst, float((out - step(x, eager)).abs().max()))
+    print(f"{STEPS} replays, lengths now {captured.seq_lens.tolist()}; largest difference to eager {worst:.1e}")
+    return worst
+
+
+if __name__ == "__main__":
+    main()
