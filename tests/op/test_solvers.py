@@ -1,4 +1,4 @@
-"""The projection solvers on listed candidates, against the float64 theory: their gap bounds how far they are.
+"""The projection solvers on listed candidates and through `decode`, against the float64 theory: the gap bounds the error.
 
 Weights are read off by one-hot values. With F* in [F(s) - s.duality_gap, F(s)] of the theory's solution s, a kernel's
 weights a must satisfy F(a) - F* <= gap; what reading them off rounds is allowed for by `_read_error`.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -25,58 +26,60 @@ from vashista_gen.theory import entropic_projection, project_onto_hull
 from vashista_gen.theory.rounding import entropy
 
 from .conftest import HAS_GPU, ROOT, on_device
-from .subject import NAN, Step, empty_cache, make_step, write_tokens
+from .subject import NAN, Step, Subject, empty_cache, make_step, write_tokens
 
+Lists = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # selected_tokens, kept_heads, counts
+Run = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # values -> out, gap
 U = 2.0**-24
 SHAPES = ("hd64_entropic", "hd48_frank_wolfe")
+DENSE = ("attend_dense", "merge_splits", "merge_states")  # not compiled here
 FAMILIES = (
     "normal", "peaked", "near_tie", "one_hot", "duplicates", "huge", "constant", "zero_query", "outliers",
 )  # fmt: skip
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA device")]
 
 
-def solver_spec(shape: str, **attention) -> spec.Spec:
-    """A shape of tests/shapes with other settings of its solver."""
-    loaded = spec.load(ROOT / "tests" / "shapes" / f"{shape}.yaml")
-    if not attention:
-        return loaded
-    name = shape + "".join(f"_{key[:4]}{value}".replace(".", "_") for key, value in attention.items())
-    return replace(loaded, name=name, attention=replace(loaded.attention, **attention))
+def solver_spec(shape: str) -> spec.Spec:
+    """A shape of tests/shapes."""
+    return spec.load(ROOT / "tests" / "shapes" / f"{shape}.yaml")
+
+
+def of_shape(packages, shape: str, device: str = "cpu") -> Subject:
+    """The shape's package on a device; only the kernels of `decode` and of summaries are compiled."""
+    package = packages(solver_spec(shape))
+    library = importlib.import_module(f"{package.__name__}.library")
+    library.KERNELS = tuple(name for name in library.KERNELS if name not in DENSE)
+    return on_device(package, device)
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(
-            (shape, iterations, device), marks=[pytest.mark.xdist_group(shape), *marks], id=f"{shape}-{name}-{device}"
-        )
+        pytest.param((shape, device), marks=[pytest.mark.xdist_group(shape), *marks], id=f"{shape}-{device}")
         for shape in SHAPES
-        for name, iterations in (("few", 2), ("usual", None))
         for device, marks in (("cpu", []), ("cuda", GPU))
     ],
 )
 def solver(request, packages):
-    """Each solver, stopped after two iterations and after the usual number, on each device."""
-    shape, iterations, device = request.param
-    changed = {} if iterations is None else {"iterations": iterations}
-    return on_device(packages(solver_spec(shape, **changed)), device)
+    """Each solver on each device."""
+    return of_shape(packages, *request.param)
 
 
-def lists_of(step: Step, seed: int, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(selected_tokens, kept_heads): ascending, -1 padded; bits of heads that do not exist, and of -1 entries, are set."""
+def lists_of(step: Step, seed: int, most: int) -> Lists:
+    """Ascending, -1 padded, with counts that leave the padding out or not; bits of heads that do not exist are set."""
     draw = np.random.default_rng(seed)
     s = step.subject
     shape = (len(step.lengths), s.kv_heads, most + seed % 3)
-    tokens, heads = np.full(shape, -1), draw.integers(-(2**31), 2**31, shape)
+    tokens, heads, counts = np.full(shape, -1), draw.integers(-(2**31), 2**31, shape), np.full(shape[:2], shape[2])
     for b, length in enumerate(step.lengths):
         for h in range(s.kv_heads):
             count = min(length, int(draw.integers(0, most + 1)))
             tokens[b, h, :count] = np.sort(draw.choice(length, count, replace=False)) if count else []
-    place = lambda x: torch.from_numpy(x.astype(np.int32)).to(s.device)
-    return place(tokens), place(heads)
+            counts[b, h] = count if seed % 2 else shape[2]
+    return tuple(torch.from_numpy(x.astype(np.int32)).to(s.device) for x in (tokens, heads, counts))
 
 
-def solve(step: Step, lists, values: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def solve(step: Step, lists: Lists, values: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """solve_tokens into NaN-poisoned outputs: out, gap [batch, kv heads, group, (d)]."""
     s = step.subject
     library = importlib.import_module(f"{s.package.__name__}.library").load(s.device.type, s.device.index)
@@ -86,14 +89,41 @@ def solve(step: Step, lists, values: torch.Tensor | None = None) -> tuple[torch.
     gap = torch.full(shape, NAN, device=s.device)
     dims = {
         "batch": shape[0], "max_pages": step.block_table.shape[1], "num_pages": step.k_cache.shape[0],
-        "k_stride": step.k_cache.stride(0), "v_stride": values.stride(0), "candidates": lists[0].shape[2],
+        "k_stride": step.k_cache.stride(0), "v_stride": values.stride(0), "top_tokens": lists[0].shape[2],
     }  # fmt: skip
     tensors = (step.q.view(*shape, s.head_dim), step.k_cache, values, step.block_table, step.seq_lens, *lists, out, gap)
     library.call("solve_tokens", tensors, dims)
     return out.cpu(), gap.cpu()
 
 
-def weights_of(step: Step, lists) -> np.ndarray:
+def decode(step: Step, summaries, values: torch.Tensor | None = None, **more) -> tuple[torch.Tensor, torch.Tensor]:
+    """`decode` into NaN-poisoned outputs: out, gap [batch, kv heads, group, (d)]."""
+    s = step.subject
+    out, gap = torch.full_like(step.q, NAN), torch.full(step.q.shape[:2], NAN, device=s.device)
+    values = step.v_cache if values is None else values
+    tensors = (step.q, step.k_cache, values, step.block_table, step.seq_lens)
+    returned = s.package.decode(*tensors, summaries, out=out, gap=gap, **more)
+    assert returned[0] is out and returned[1] is gap
+    shape = (len(step.lengths), s.kv_heads, s.group)
+    return out.view(*shape, s.head_dim).cpu(), gap.view(shape).cpu()
+
+
+def lists_of_decode(step: Step, pages: torch.Tensor) -> Lists:
+    """The candidates of `decode` on those pages, chosen by the reference in float64; all of short contexts."""
+    s, (pages, table, lens) = step.subject, (x.cpu() for x in (pages, step.block_table, step.seq_lens))
+    reference = s.package.reference
+
+    def chosen(b: int, h: int) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens = reference.candidate_tokens(pages, lens, b, h)
+        scores = reference.token_scores(step.q.cpu().double(), step.k_cache.cpu().double(), table, None, b, h, tokens)
+        nothing = torch.zeros(-(-int(lens[b]) // s.page_size), dtype=torch.bool)
+        return tokens, reference.keep(scores, tokens, int(lens[b]), s.tokens_kept, nothing)
+
+    tokens, heads = reference.listed(chosen, step.q.cpu())
+    return tokens, heads, (tokens >= 0).sum(-1)
+
+
+def weights_of(step: Step, lists: Lists, run: Run) -> np.ndarray:
     """The weights [batch, kv heads, group, T] of the listed candidates, float64, read off by one-hot values."""
     s = step.subject
     tokens = lists[0].cpu()
@@ -108,13 +138,13 @@ def weights_of(step: Step, lists) -> np.ndarray:
                     if tokens[b, h, i] >= 0:
                         rows[tokens[b, h, i], h, i - first] = 1
             write_tokens(s, values, step.block_table[b].cpu(), 0, rows.to(s.dtype))
-        out, _ = solve(step, lists, values.to(s.device))
+        out, _ = run(values.to(s.device))
         part = out.double().numpy()[..., : min(s.head_dim, count - first)]
         found[..., first : first + s.head_dim] = part
     return found
 
 
-def problems(step: Step, lists):
+def problems(step: Step, lists: Lists):
     """(index (b, h, g), slots, keys [n, d], values [n, d], q' [d]), float64, of each query head with a candidate."""
     s = step.subject
     scale = s.spec["model"]["sm_scale"]
@@ -167,12 +197,18 @@ def _read_error(s, keys, target, weights) -> float:
     return 2 * moved * (distance + moved) + cost
 
 
-def check(subject, case: Case, most: int = 50) -> list[float]:
-    """Every property of one step; returns the gaps."""
+def check_lists(subject: Subject, case: Case, most: int = 50) -> list[float]:
+    """Every property of the kernel on drawn lists; returns the gaps."""
     step = make_step(subject, case)
     lists = lists_of(step, case.seed, most)
-    out, gap = solve(step, lists)
-    weights = weights_of(step, lists)
+    return check(step, lists, lambda values: solve(step, lists, values))
+
+
+def check(step: Step, lists: Lists, run: Run) -> list[float]:
+    """Every property of what run(values) gives on these candidates; returns the gaps."""
+    subject = step.subject
+    out, gap = run(step.v_cache)
+    weights = weights_of(step, lists, run)
     assert not gap.isnan().any() and (gap >= 0).all() and out.isfinite().all()
     entropic = subject.spec["attention"]["solver"] == "entropic_projection"
     rounding = torch.finfo(subject.dtype).eps if subject.device.type == "cuda" else 0.0
@@ -215,14 +251,44 @@ cases = st.builds(
 )
 
 
-@examples(8)
+@examples(6)
 @given(case=cases)
 @example(Case((EMPTY, ONE, Length(eighths=8)), seed=1, family="huge"))
 @example(Case((Length(eighths=8),), seed=2, family="duplicates"))
 @example(Case((Length(eighths=8),), seed=3, family="near_tie"))
 @example(Case((Length(eighths=8),), seed=4, family="constant"))
 def test_gap_bounds_the_error(solver, case):
-    check(solver, case)
+    check_lists(solver, case)
+
+
+STEPS = (
+    Case((Length(eighths=20, tokens=3), Length(eighths=6, tokens=5)), seed=11),  # routed, and within the pages
+    Case((Length(eighths=16), EMPTY, Length(tokens=33)), seed=12, family="peaked"),
+    Case((ONE, Length(eighths=9, tokens=1)), seed=13, family="outliers"),
+)
+
+
+@pytest.mark.parametrize("case", STEPS, ids=lambda case: case.family)
+def test_decode_solves_on_its_candidates(solver, case):
+    """Routed and short contexts alike; one table is so narrow that no sequence could drop a token."""
+    step = make_step(solver, case)
+    summaries = step.summarize()
+    pages = solver.package.select_pages(step.q, summaries, step.block_table, step.seq_lens)
+    run = lambda values: decode(step, summaries, values)
+    check(step, lists_of_decode(step, pages), run)
+    if case.family == "normal":
+        given = decode(step, None, selected_pages=pages.flip(-1).contiguous())
+        assert all(torch.equal(x, y) for x, y in zip(given, run(step.v_cache), strict=True))
+
+
+@pytest.mark.parametrize("shape", [pytest.param(s, marks=pytest.mark.xdist_group(s)) for s in SHAPES])
+def test_context_of_a_few_tokens(packages, shape):
+    """A table of one page goes through the list too: its gap is that of the projection, no lse."""
+    step = make_step(of_shape(packages, shape), Case((Length(tokens=9), EMPTY, ONE), seed=0))
+    assert step.block_table.shape[1] == 1
+    pages = step.select_pages(step.summarize())
+    gaps = check(step, lists_of_decode(step, pages), lambda values: decode(step, None, values, selected_pages=pages))
+    assert len(gaps) == 2 * step.q.shape[1]
 
 
 PADDED = Case((Length(eighths=8), Length(tokens=3)), seed=6)
@@ -230,21 +296,21 @@ PADDED = Case((Length(eighths=8), Length(tokens=3)), seed=6)
 
 def test_padding_changes_nothing(solver):
     step = make_step(solver, PADDED)
-    lists = lists_of(step, 6, 40)
-    out, gap = solve(step, lists)
+    *lists, counts = lists_of(step, 7, 40)
+    out, gap = solve(step, (*lists, counts))
     wider = [torch.cat([x, torch.full_like(x, -1), torch.full_like(x, -1)], dim=-1).contiguous() for x in lists]
-    out_wider, gap_wider = solve(step, wider)
-    assert torch.equal(out, out_wider)
+    assert all(torch.equal(x, y) for x, y in zip(solve(step, (*wider, counts)), (out, gap), strict=True))
+    out_counted, gap_counted = solve(step, (*wider, torch.full_like(counts, wider[0].shape[2])))
+    assert torch.equal(out, out_counted)
     # the bound counts one more rounding a tile
-    assert (gap_wider >= gap).all() and torch.allclose(gap, gap_wider, rtol=1e-2, atol=1e-4)
+    assert (gap_counted >= gap).all() and torch.allclose(gap, gap_counted, rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [pytest.param(s, marks=pytest.mark.xdist_group(s)) for s in SHAPES])
 def test_usual_iterations_converge(packages, shape):
     """The gap is of use: after the usual number of iterations it is a small part of the objective's range."""
-    subject = on_device(packages(solver_spec(shape)), "cpu")
     case = Case((Length(eighths=8), Length(eighths=6)), seed=7, family="peaked")
-    gaps = check(subject, case, most=40)
+    gaps = check_lists(of_shape(packages, shape), case, most=40)
     assert max(gaps) <= 0.02 and np.median(gaps) <= 5e-3, gaps
 
 
@@ -255,12 +321,12 @@ def test_softmax_where_keys_are_small(packages):
     The entropic weights are softmax((s - <k, y>) / epsilon): off by factors within exp(2 max ||k||^2 / epsilon),
     and sqrt(2 gap / epsilon) bounds the 1-norm of what the iterations leave.
     """
-    subject = on_device(packages(solver_spec("hd64_entropic")), "cpu")
+    subject = of_shape(packages, "hd64_entropic")
     step = make_step(subject, Case((Length(eighths=8),), seed=8))
     step = replace(step, q=step.q * 2**10, k_cache=step.k_cache * 2**-10, keys=[k * 2**-10 for k in step.keys])
     lists = lists_of(step, 8, 40)
     _, gap = solve(step, lists)
-    weights = weights_of(step, lists)
+    weights = weights_of(step, lists, lambda values: solve(step, lists, values))
     for index, slots, keys, _, target in problems(step, lists):
         logits = keys @ target / subject.spec["attention"]["epsilon"]
         softmax = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
@@ -271,15 +337,19 @@ def test_softmax_where_keys_are_small(packages):
 
 
 @pytest.mark.parametrize("shape", [pytest.param(s, marks=pytest.mark.xdist_group(s)) for s in SHAPES])
+@pytest.mark.parametrize("iterations", [1, 3, None], ids=["one", "three", "usual"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_reference_in_float64(packages, shape, family):
-    """The reference's own gap, and the kernel's output against it: both are within sqrt(2 gap) of one point."""
-    subject = on_device(packages(solver_spec(shape)), "cpu")
+def test_reference_in_float64(packages, monkeypatch, shape, family, iterations):
+    """The reference's own gap however early it stops; after the usual number the kernel is within both gaps of it."""
+    subject = of_shape(packages, shape)
+    if iterations is not None:
+        solver = importlib.import_module(f"{subject.package.__name__}.reference_solve")
+        monkeypatch.setattr(solver, "ITERATIONS", iterations)
     step = make_step(subject, Case((Length(eighths=5), EMPTY), seed=9, family=family))
     lists = lists_of(step, 9, 30)
     wide = lambda x: x.double()
     out, gap = subject.package.reference.solve_tokens(
-        wide(step.q), wide(step.k_cache), wide(step.k_cache), step.block_table, step.seq_lens, *lists
+        wide(step.q), wide(step.k_cache), wide(step.k_cache), step.block_table, step.seq_lens, *lists[:2]
     )
     points, theirs = solve(step, lists, step.k_cache)
     assert out.dtype == torch.float64 and not gap.isnan().any() and (gap >= 0).all() and (out[1] == 0).all()
@@ -293,6 +363,22 @@ def test_reference_in_float64(packages, shape, family):
         assert np.linalg.norm(points[index].double().numpy() - own) <= apart
 
 
+@pytest.mark.parametrize("shape", [pytest.param(s, marks=pytest.mark.xdist_group(s)) for s in SHAPES])
+def test_reference_decodes_alike(packages, shape):
+    """With the keys as values both outputs are points y, each within sqrt(2 gap) of the best one."""
+    subject = of_shape(packages, shape)
+    step = make_step(subject, STEPS[0])
+    summaries = step.summarize()
+    pages = step.select_pages(summaries)
+    points, gap = decode(step, summaries, step.k_cache)
+    wide = (step.q.double(), step.k_cache.double(), step.k_cache.double(), step.block_table, step.seq_lens)
+    out, their_gap = subject.package.reference.decode(*wide, None, selected_pages=pages)
+    assert out.dtype == their_gap.dtype == torch.float64
+    longest = max(float(keys.norm(dim=-1).max()) for keys in step.keys)
+    apart = (2 * gap.double()).sqrt() + (2 * their_gap.view(gap.shape)).sqrt() + 400 * U * longest
+    assert ((points.double() - out.view(points.shape)).norm(dim=-1) <= apart).all()
+
+
 WIDE = """
 name: {solver}_{dtype}_{head_dim}
 model: {{num_q_heads: 4, num_kv_heads: 1, head_dim: {head_dim}, dtype: {dtype}}}
@@ -302,12 +388,14 @@ candidates: {{tokens: 64}}
 attention: {{solver: {solver}}}
 targets: [cuda-sm_90a]
 """
-LOWERED = [("bfloat16", 128), ("float32", 64), ("float16", 80)]
+LOWERED = [
+    *(("entropic_projection", "bfloat16", 128), ("entropic_projection", "float32", 64)),
+    *(("frank_wolfe", "bfloat16", 128), ("frank_wolfe", "float16", 80)),
+]
 
 
-@pytest.mark.parametrize(("dtype", "head_dim"), LOWERED)
-@pytest.mark.parametrize("solver_name", ["entropic_projection", "frank_wolfe"])
-def test_lowers_within_the_shared_memory_of_rule_34(packages, solver_name, dtype, head_dim):
+@pytest.mark.parametrize(("solver_name", "dtype", "head_dim"), LOWERED)
+def test_lowers_within_the_shared_memory_of_rule_42(packages, solver_name, dtype, head_dim):
     text = WIDE.format(solver=solver_name, dtype=dtype, head_dim=head_dim)
     loaded = spec.loads(text, f"{solver_name}_{dtype}_{head_dim}.yaml")
     source, tensors = lowered(packages, loaded)
