@@ -24,14 +24,14 @@ def main(
     """Measures the spec's generated package on this machine; prints tables, writes bench.csv, .json and .png.
 
     Returns 0, or 1 where a result is wrong (it then has no time) or a required ratio is missed. Raises UsageError for
-    a bad requirement or device, a spec whose solver is not softmax and a package that is not generated, DriftError for one made from another spec,
-    MissingEnvironmentError where the device or a compiler is missing.
+    a bad requirement or device, a solver other than softmax and a package that is not generated, DriftError for one
+    made from another spec, MissingEnvironmentError where the device or a compiler is missing.
     """
     requirements = [asked.requirement(text) for text in require]
     loaded = load(spec)
     if loaded.attention.solver != "softmax":
         raise UsageError(
-            f"{spec}: attention.solver {loaded.attention.solver} is another operator than the softmax attention that is compared here",
+            f"{spec}: attention.solver {loaded.attention.solver} is another operator than softmax attention, the one compared",
             "set attention.solver to softmax; tests/op/test_solvers.py holds solvers against the theory",
         )
     import torch
