@@ -168,8 +168,18 @@ def test_explain_names_every_kernel(path: Path) -> None:
     assert "lower bound" in result.stdout or plan.spec.targets == ("c",)
 
 
-def test_explain_shows_the_numbers_of_the_formulas() -> None:
-    result = invoke("explain", ROOT / "specs" / "llama3_8b.yaml", "--context", "4096,1M", "--batch", "2")
+LLAMA3 = """name: llama3
+model: {num_q_heads: 32, num_kv_heads: 8, head_dim: 128}
+cache: {page_size: 16}
+routing: {pages: 64}
+candidates: {tokens: 512, dense_below: 1024}
+targets: [cuda-sm_90a, c]
+"""
+
+
+def test_explain_shows_the_numbers_of_the_formulas(here: Path) -> None:
+    (here / "llama3.yaml").write_text(LLAMA3, encoding="utf-8")
+    result = invoke("explain", "llama3.yaml", "--context", "4096,1M", "--batch", "2")
     assert "256 a token, 6.2% of the KV cache" in result.stdout
     # 16 MiB against 1 + 2 + 1 MiB and the tables; 4 GiB against 256 + 3 MiB
     assert re.search(r"^ +4k +16\.0 MiB +4\.0 MiB +25\.0% +1\.0 MiB +2\.0 MiB +1\.0 MiB ", result.stdout, re.MULTILINE)
@@ -205,7 +215,9 @@ def test_explain_of_a_proof(here: Path) -> None:
     assert "a proof." in text and "at most 0.1." in text and "keeps its result, and the flag says so" in text
     # 6 MiB; 384 KiB of means, 128 pages of 1920 bytes, twice 384 KiB, 3584 of tables; 512 pages of 2040
     assert re.search(
-        r"^ +8k +6\.0 MiB +1\.4 MiB +22\.7% +384 KiB +240 KiB +384 KiB +384 KiB +3\.5 KiB +1,020 KiB", text, re.MULTILINE
+        r"^ +8k +6\.0 MiB +1\.4 MiB +22\.7% +384 KiB +240 KiB +384 KiB +384 KiB +3\.5 KiB +1,020 KiB",
+        text,
+        re.MULTILINE,
     )
     assert "computed when it is asked for: sparse is without it.\n" in text
     acting = explained(here, *lines, "fallback: dense")
@@ -234,7 +246,9 @@ def test_explain_names_the_calibration(here: Path) -> None:
     assert "(after a Hadamard rotation, a scale for each token), balanced over RoPE pairs by measured.json" in text
     assert "the margin of measured.json: it covers as often as measured there, and proves nothing" in text
     assert "is summarised by" not in text and "summaries" not in text
-    assert re.search(r"^ score_pages +each step +prepared queries, sketches of every page, block_table", text, re.MULTILINE)
+    assert re.search(
+        r"^ score_pages +each step +prepared queries, sketches of every page, block_table", text, re.MULTILINE
+    )
     # 512 pages of 3 (1024 + 32), read again for the 64 routed ones
     assert re.search(r"^ +8k +6\.0 MiB +2\.5 MiB +\S+ +1\.7 MiB +384 KiB +384 KiB ", text, re.MULTILINE)
 
@@ -244,7 +258,10 @@ def test_explain_of_budgets(here: Path) -> None:
     assert "the fewest that reach 0.98 of their softmax mass, 64 to 512, with the largest logits" in mass
     assert "contexts up to 64 keep every token" in mass and "often reached by fewer tokens" in mass
     pages = explained(here, "routing: {pages: 64}", "candidates: {pages: 16}")
-    assert "the 16 pages whose tokens have most of the softmax mass by exact logits are attended to whole, 256 tokens" in pages
+    assert (
+        "the 16 pages whose tokens have most of the softmax mass by exact logits are attended to whole, 256 tokens"
+        in pages
+    )
     assert "No certificate: what the tokens left out weigh is not stated." in pages
     assert re.search(r"context +dense +sparse +share +summaries +token K +token V +tables *$", pages, re.MULTILINE)
 

@@ -49,6 +49,13 @@ def test_a_budget_of_tokens_leaves_the_routed_pages():
     assert derive(TINY, "spec", 96).routing.pages == 6
 
 
+def test_a_budget_of_kept_pages_moves_those():
+    text = "name: kept\nmodel: {num_q_heads: 4, num_kv_heads: 2, head_dim: 32}\ncache: {page_size: 16}\n"
+    spec = loads(text + "routing: {pages: 32}\nsketch: {bits: 4}\ncandidates: {pages: 8}\n")
+    assert tokens_of(spec) == 128
+    assert (derive(spec, "spec", 64).candidates.pages, derive(spec, "spec", 64).routing.pages) == (4, 32)
+
+
 def test_a_budget_below_what_is_always_kept_is_left_out_and_said():
     with pytest.raises(SpecError):
         derive(TINY, "spec", 32)

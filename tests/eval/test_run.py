@@ -123,6 +123,26 @@ def test_a_killed_run_goes_on_where_it_stopped(llama, request_of, tmp_path, monk
     assert both["rows"][:3] == resumed["rows"]
 
 
+def test_sketches_take_what_was_calibrated_for_their_layer(llama, request_of, cache, tmp_path):
+    """A centre of zeros is as good as a mean: near dense. One that is far off codes every key by its distance."""
+    text = "name: sketched\nmodel: {num_q_heads: 4, num_kv_heads: 2, head_dim: 32, dtype: float32}\n"
+    text += "cache: {page_size: 16}\nrouting: {pages: 16}\nsketch: {bits: 4, balance: centers.json}\n"
+    text += "candidates: {tokens: 128, mass: 0.99}\n"
+    (tmp_path / "sketched.yaml").write_text(text)
+    divergence = []
+    for last in (0.0, 1e4):
+        layers = [{"center": [[x] * 32] * 2, "balance": [[1.0] * 16] * 2} for x in (0.0, last)]
+        (tmp_path / "centers.json").write_text(json.dumps({"layers": layers}))
+        console = Console(file=io.StringIO())
+        only = dataclasses.replace(request_of, routers=("spec",), budgets=(128,))
+        run.main(str(llama), tmp_path / "sketched.yaml", tmp_path / "out", cache, only, console)
+        divergence.append(json.loads((tmp_path / "out" / "eval.json").read_text())["rows"][0]["kl"])
+    assert divergence[0] < 0.7 * divergence[1]  # 0.51 is seen; 1 where the layer's own centre is not taken
+    (tmp_path / "centers.json").write_text(json.dumps({"layers": layers[:1]}))
+    with pytest.raises(UsageError, match="2 layers against 1 in its calibration file"):
+        run.main(str(llama), tmp_path / "sketched.yaml", tmp_path / "out", cache, only, console)
+
+
 def test_needles_are_asked_of_every_contestant(gemma, request_of, cache, tmp_path):
     found, printed = evaluate(gemma, tmp_path, cache, dataclasses.replace(request_of, needles=(2048,)))
     answers = found["needles"][0]["answers"]

@@ -34,6 +34,15 @@ routing: {{pages: 128{routing}}}
 """
 
 
+LLAMA3 = """\
+name: llama3
+model: {num_q_heads: 32, num_kv_heads: 8, head_dim: 128}
+cache: {page_size: 16}
+routing: {pages: 64}
+candidates: {tokens: 512, dense_below: 1024}
+"""
+
+
 def plan_of(path: str) -> Plan:
     return make_plan(spec.load(ROOT / path))
 
@@ -45,7 +54,7 @@ def small(*lines: str, routing: str = "") -> Plan:
 
 def test_llama3_by_hand() -> None:
     # H 8, d 128, b 2: K or V of a token 2048 bytes; a page: 4 rows of 64 bytes and 128 scales of 2 bytes, 8 times
-    plan = plan_of("specs/llama3_8b.yaml")
+    plan = make_plan(spec.loads(LLAMA3, "llama3.yaml"))
     assert cost.token_bytes(plan) == 4096
     assert cost.summary_bytes_per_page(plan) == 8 * (4 * 64 + 128 * 2) == 4096
     assert cost.summary_bytes_per_token(plan) == 256
@@ -64,7 +73,7 @@ def test_llama3_by_hand() -> None:
 
 def test_the_last_page_is_not_full() -> None:
     # 1025 tokens: 65 pages, the last with one token; 63 full pages and that one are kept
-    plan = plan_of("specs/llama3_8b.yaml")
+    plan = make_plan(spec.loads(LLAMA3, "llama3.yaml"))
     assert not cost.is_routed(plan, 1024)
     assert cost.is_routed(plan, 1025)
     assert cost.routed_tokens(plan, 1025) == 63 * 16 + 1
@@ -138,7 +147,7 @@ def test_the_table_of_the_readme() -> None:
 def test_a_certified_step_by_hand() -> None:
     lines = "sketch: {bits: 4}", "candidates: {tokens: 1024}"
     plan = small(*lines, "certificate: {kind: rigorous}")
-    # 512 pages: means 3 (4 * 32 + 64 * 2); 128 routed pages of sketches without residuals 3 (512 + 128); K and V of 1024
+    # 512 pages: means 3 (4 * 32 + 64 * 2); 128 routed pages of sketches less residuals 3 (512 + 128); K and V of 1024
     read = cost.StepBytes(512 * 768, 128 * 1920, 3 * 128 * 1024, 3 * 128 * 1024, 4 * (512 + 3 * 128))
     assert cost.sparse_bytes(plan, 8192) == read
     # every page's sketches and residuals 3 * 16 * 42, and two radii of 4 bytes a head
@@ -167,7 +176,12 @@ def test_kinds_of_certificates_by_hand() -> None:
 
 def test_shares_of_audits() -> None:
     share = lambda audit: cost.audited_share(small(f"certificate: {{kind: estimate{audit}}}"))
-    assert [share(""), share(", every: 16"), share(", heads: 3"), share(", every: 8, heads: 2")] == [1, 1 / 16, 1 / 3, 1 / 16]
+    assert [share(""), share(", every: 16"), share(", heads: 3"), share(", every: 8, heads: 2")] == [
+        1,
+        1 / 16,
+        1 / 3,
+        1 / 16,
+    ]
     assert cost.audited_share(small()) == 0
 
 
@@ -206,7 +220,12 @@ def test_rounds_of_expansion() -> None:
     def rounds(most: str) -> int:
         return small(f"certificate: {{kind: estimate{most}}}", "fallback: expand").expand_rounds
 
-    assert [rounds(""), rounds(", expand_pages: 256"), rounds(", expand_pages: 511"), rounds(", expand_pages: 512")] == [2, 1, 1, 2]
+    assert [
+        rounds(""),
+        rounds(", expand_pages: 256"),
+        rounds(", expand_pages: 511"),
+        rounds(", expand_pages: 512"),
+    ] == [2, 1, 1, 2]
     assert small("certificate: {kind: estimate}", "fallback: dense").expand_rounds == 0
 
 

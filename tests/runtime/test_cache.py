@@ -17,7 +17,8 @@ HEADS, HEAD_DIM, PAGE = 2, 32, 16
 
 def by_head():
     """A package of the same shape in the layout HND: tiny's reference on transposed pages."""
-    swapped = lambda f: lambda *x: f(*(t.transpose(1, 2) if getattr(t, "ndim", 0) == 4 else t for t in x))
+    turn = lambda t: t.transpose(1, 2) if getattr(t, "ndim", 0) == 4 else t
+    swapped = lambda f: lambda *x, v_cache=None, **given: f(*map(turn, x), v_cache=turn(v_cache), **given)
     spec = {**tiny.SPEC, "cache": {**tiny.SPEC["cache"], "layout": "HND"}}
     reference = tiny.reference
     return SimpleNamespace(

@@ -71,7 +71,7 @@ def test_any_sequence(actions):
             elif what == "crop":
                 counts = [min(n, len(old)) for n, old in zip(how, held, strict=False)]
                 cache.table.crop(counts)
-                cache.renew(cache.table.last_pages())
+                cache.renew(*cache.table.last_pages())
                 held = [old[: len(old) - n] for old, n in zip(held, counts, strict=True)]
             elif what == "take":
                 rows = [row % batch for row in how]

@@ -1,4 +1,4 @@
-"""Sections that depend on each other: a combination breaks exactly the rules that an independent list says, or is planned."""
+"""Sections that depend on each other: a combination breaks exactly the rules that a second list says, or is planned."""
 
 from __future__ import annotations
 
@@ -54,7 +54,11 @@ def broken(drawn: dict) -> set[str]:
     )
     bits, kind, fallback = sketch.get("bits"), certificate.get("kind", "none"), drawn.get("fallback", "capped")
     tokens, mass, pages = candidates.get("tokens", "all"), candidates.get("mass"), candidates.get("pages")
-    least, most, group = candidates.get("min_tokens"), certificate.get("expand_pages"), "head" not in candidates.values()
+    least, most, group = (
+        candidates.get("min_tokens"),
+        certificate.get("expand_pages"),
+        "head" not in candidates.values(),
+    )
     by_sketch = routing.get("summary") == "sketch"
     none = kind == "none"
     rules = {
@@ -88,7 +92,9 @@ def mended(drawn: dict) -> dict:
         "R34": lambda: drop(candidates, "pages"),
         "R35": lambda: (sketch.update(bits=8), certificate.update(kind="rigorous")),
         "R36": lambda: drop(certificate, "tolerance", "every", "heads"),
-        "R37": lambda: drop(certificate, "margin") if "margin" in certificate else certificate.update(margin="file.json"),
+        "R37": lambda: (
+            drop(certificate, "margin") if "margin" in certificate else certificate.update(margin="file.json")
+        ),
         "R38": lambda: drop(certificate, "expand_pages"),
     }
     while rules := broken(drawn):

@@ -67,7 +67,7 @@ def test_kernels_that_hold_whole_pages(page: tuple, kernels: dict[str, int]) -> 
 
 
 def test_kernels_that_hold_whole_pages_by_hand() -> None:
-    # one row of 64 pages and 16 queries, 96 channels of 4 bytes; ids of 4 x 64 pages; a row of 128 channels and 128 scales
+    # one row of 64 pages and 16 queries, 96 channels of 4 bytes; ids of 4 x 64 pages; 128 channels and 128 scales
     assert footprint.page_kernels("mean", None, 16, 80, "float32", 64) == {
         "score_pages": (16 + 64) * 96 * 4 + 1024,
         "summarize": 1024,
@@ -79,7 +79,12 @@ def test_kernels_that_hold_whole_pages_by_hand() -> None:
 
 
 def test_a_tile_of_several_pages_fits_where_the_attention_tile_does() -> None:
-    for page_size, summary, subpage in ((16, "box", None), (16, "subpage_mean", 2), (32, "sketch", None), (64, "mean", None)):
+    for page_size, summary, subpage in (
+        (16, "box", None),
+        (16, "subpage_mean", 2),
+        (32, "sketch", None),
+        (64, "mean", None),
+    ):
         for head_dim in range(16, 513, 16):
             for dtype in DTYPES:
                 for target in CUDA_TARGETS:

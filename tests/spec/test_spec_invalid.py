@@ -28,9 +28,9 @@ def message_of(case: Path) -> str:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
 def test_message(case: Path) -> None:
     expected = case.with_suffix(".txt")
-    assert expected.exists() and message_of(case) == expected.read_text(
-        encoding="utf-8"
-    ), "the message changed: run `PYTHONPATH=. python tests/spec/test_spec_invalid.py` and read the difference"
+    assert expected.exists() and message_of(case) == expected.read_text(encoding="utf-8"), (
+        "the message changed: run `PYTHONPATH=. python tests/spec/test_spec_invalid.py` and read the difference"
+    )
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.stem != "many_at_once"], ids=lambda case: case.stem)

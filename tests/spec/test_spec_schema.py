@@ -58,7 +58,9 @@ def test_keys_that_need_another(validator, case: str, valid: bool) -> None:
     assert validator.is_valid(yaml.safe_load(text)) is valid
 
 
-@pytest.mark.parametrize("section", [None, "model", "cache", "routing", "sketch", "candidates", "attention", "certificate"])
+@pytest.mark.parametrize(
+    "section", [None, "model", "cache", "routing", "sketch", "candidates", "attention", "certificate"]
+)
 def test_unknown_keys_are_invalid(validator, section: str | None) -> None:
     plain = spec.load(ROOT / "specs" / "tiny.yaml").to_dict()
     (plain if section is None else plain[section])["unknown"] = 1

@@ -85,7 +85,7 @@ def _attention(contestant, package, i, x):
 
 
 def _has_thresholds(spec: dict) -> bool:
-    """Whether a step chooses tokens or pages inside the routed ones, or acts on a certificate: by rounding, at a tie."""
+    """Whether a step chooses inside the routed pages, or acts on a certificate: at a tie rounding decides."""
     candidates = spec["candidates"]
     return candidates["tokens"] != "all" or candidates["pages"] is not None or spec["fallback"] != "capped"
 

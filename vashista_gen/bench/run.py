@@ -31,7 +31,7 @@ def main(
     loaded = load(spec)
     if loaded.attention.solver != "softmax":
         raise UsageError(
-            f"{spec}: attention.solver {loaded.attention.solver} is another operator than softmax attention, the one compared",
+            f"{spec}: solver {loaded.attention.solver} is another operator than the softmax attention compared here",
             "set attention.solver to softmax; tests/op/test_solvers.py holds solvers against the theory",
         )
     import torch

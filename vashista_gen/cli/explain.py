@@ -24,7 +24,13 @@ def run(path: Path, context: str | None, batch: int) -> None:
     plan = make_plan(load(path))
     console = output()
     say(console, f"{plan.spec.name}  {plan.spec.source.file}", "bold")
-    for text in (words.shape(plan), words.summary(plan), words.routing(plan), words.candidates(plan), words.certificate(plan)):
+    for text in (
+        words.shape(plan),
+        words.summary(plan),
+        words.routing(plan),
+        words.candidates(plan),
+        words.certificate(plan),
+    ):
         _paragraph(console, text)
     _kernels(console, plan)
     _bytes(console, plan, contexts)
@@ -41,7 +47,13 @@ def _kernels(console: Console, plan: Plan) -> None:
 
 
 def _bytes(console: Console, plan: Plan, contexts: tuple[int, ...]) -> None:
-    parts = {"summaries": not plan.scores_by_sketch, "sketches": plan.sketch, "token K": True, "token V": True, "tables": True}
+    parts = {
+        "summaries": not plan.scores_by_sketch,
+        "sketches": plan.sketch,
+        "token K": True,
+        "token V": True,
+        "tables": True,
+    }
     parts["certificate"] = plan.certified
     numbers = ("context", "dense", "sparse", "share", *(name for name, shown in parts.items() if shown))
     _title(console, "Bytes read for one sequence and layer")

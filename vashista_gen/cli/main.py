@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vashista_gen.cli.calibrate import calibrate
+from vashista_gen.cli.diagnose import diagnose
 from vashista_gen.cli.failure import Commands
 
 app = typer.Typer(
@@ -178,6 +180,10 @@ def evaluate(
         model, spec, output, cache_dir, budgets=budgets, context=context, steps=steps, documents=documents,
         routers=routers, needles=needles, texts=text or [],
     )  # fmt: skip
+
+
+app.command()(diagnose)
+app.command()(calibrate)
 
 
 @app.command()

@@ -28,7 +28,9 @@ KERNELS = {
     "choose_tokens": Kernel("step", "token scores", "selected_tokens, and which heads keep each"),
     "attend_tokens": Kernel("step", "q, K and V of the selected tokens, block_table", "out and lse of each split"),
     "solve_tokens": Kernel("step", "q, K of the selected tokens in each iteration, their V once", "out and gap"),
-    "bound_tokens": Kernel("certificate", "sketches and residuals of every token", "the omitted tokens' mass, in parts"),
+    "bound_tokens": Kernel(
+        "certificate", "sketches and residuals of every token", "the omitted tokens' mass, in parts"
+    ),
     "estimate_omitted": Kernel("certificate", "page and token scores", "the omitted tokens' mass, in parts"),
     "certify": Kernel("certificate", "the omitted mass, out, lse, radii", "the certificate"),
     "attend_failed": Kernel("failed", "q, K and V of every token of rows not certified", "out and lse of each split"),
@@ -64,17 +66,18 @@ _TRANSFORMS = {
     "hadamard": "after a Hadamard rotation, a scale for each token",
 }
 _CERTIFICATES = {
-    "rigorous": "A certificate bounds the mass of the tokens left out by their sketches and residual norms, every rounding "
-    "outward: a proof.",
-    "calibrated": "A certificate estimates the mass of the tokens left out by their sketches and adds the margin of {margin}: it "
-    "covers as often as measured there, and proves nothing.",
-    "estimate": "A certificate estimates the mass of the tokens left out by scores of pages and tokens: it can be too small, and "
-    "promises nothing.",
+    "rigorous": "A certificate bounds the mass of the tokens left out by their sketches and residual norms, every "
+    "rounding outward: a proof.",
+    "calibrated": "A certificate estimates the mass of the tokens left out by their sketches and adds the margin of "
+    "{margin}: it covers as often as measured there, and proves nothing.",
+    "estimate": "A certificate estimates the mass of the tokens left out by scores of pages and tokens: it can be too "
+    "small, and promises nothing.",
 }
 _FALLBACKS = {
-    "dense": "The rows (sequence, KV head) of heads that fail are attended to in whole, on the device; that reads their K and V once more.",
-    "expand": "The rows (sequence, KV head) of heads that fail are tried again with twice the pages and tokens, up to {most:,} pages, "
-    "then attended to in whole, on the device.",
+    "dense": "The rows (sequence, KV head) of heads that fail are attended to in whole, on the device; that reads "
+    "their K and V once more.",
+    "expand": "The rows (sequence, KV head) of heads that fail are tried again with twice the pages and tokens, up to "
+    "{most:,} pages, then attended to in whole, on the device.",
     "capped": "A head that fails keeps its result, and the flag says so.",
 }
 _SOLVERS = {"entropic_projection": "mirror descent", "frank_wolfe": "pairwise Frank-Wolfe"}
@@ -114,20 +117,26 @@ def summary(plan: Plan) -> str:
         what = _SUMMARIES[routing.summary].format(subpage=routing.subpage, box_weight=routing.box_weight or 0)
         stored = _SCALES[plan.summary_scale].format(bits=routing.summary_bits, dtype=plan.spec.cache.kv_dtype)
         texts.append(
-            f"A page is summarised by {what}, stored as {stored}: {cost.summary_bytes_per_page(plan):,} bytes a page and "
-            f"layer, {cost.summary_bytes_per_token(plan):,.4g} a token, {cost.summary_share(plan):.1%} of the KV cache."
+            f"A page is summarised by {what}, stored as {stored}: {cost.summary_bytes_per_page(plan):,} bytes a page "
+            f"and layer, {cost.summary_bytes_per_token(plan):,.4g} a token, {cost.summary_share(plan):.1%} of the KV "
+            "cache."
         )
     if plan.sketch:
-        per_token = cost.sketch_bytes_per_token(plan)
+        sketch, per_token = plan.spec.sketch, cost.sketch_bytes_per_token(plan)
+        balanced = f", balanced over RoPE pairs by {sketch.balance}" if sketch.balance else ""
         texts.append(
-            f"A token is sketched by {plan.spec.sketch.bits}-bit codes of its key ({_TRANSFORMS[plan.spec.sketch.transform or '']})"
-            f"{', balanced over RoPE pairs by ' + plan.spec.sketch.balance if plan.spec.sketch.balance else ''}, and the norm "
-            f"of what they miss: {per_token:,.4g} bytes a token and layer, {per_token / cost.token_bytes(plan):.1%} of the KV cache."
+            f"A token is sketched by {sketch.bits}-bit codes of its key ({_TRANSFORMS[sketch.transform or '']})"
+            f"{balanced}, and the norm of what they miss: {per_token:,.4g} bytes a token and layer, "
+            f"{per_token / cost.token_bytes(plan):.1%} of the KV cache."
         )
     if plan.sketch and not plan.scores_by_sketch or plan.certified:
         kept = cost.kept_bytes_per_token(plan)
-        radii = f" with the radii of its pages ({cost.radii_bytes_per_page(plan):,} bytes a page)" if plan.certified else ""
-        texts.append(f"All that is kept beside the cache{radii}: {kept:,.4g} bytes a token, {kept / cost.token_bytes(plan):.1%}.")
+        radii = (
+            f" with the radii of its pages ({cost.radii_bytes_per_page(plan):,} bytes a page)" if plan.certified else ""
+        )
+        texts.append(
+            f"All that is kept beside the cache{radii}: {kept:,.4g} bytes a token, {kept / cost.token_bytes(plan):.1%}."
+        )
     return " ".join(texts)
 
 
@@ -155,8 +164,8 @@ def candidates(plan: Plan) -> str:
     if chosen.pages is not None:
         by = "the sketches" if plan.sketch else "exact logits"
         return (
-            f"Of them the {chosen.pages} pages whose tokens have most of the softmax mass by {by} are attended to whole, "
-            f"{plan.kept_tokens:,} tokens. {weights}"
+            f"Of them the {chosen.pages} pages whose tokens have most of the softmax mass by {by} are attended to "
+            f"whole, {plan.kept_tokens:,} tokens. {weights}"
         )
     lists = "for each query head" if chosen.share == "head" else "for the group together"
     if spec.group_size == 1:
@@ -178,8 +187,8 @@ def _weights(plan: Plan) -> str:
     if not plan.projects:
         return f"Weights: softmax(s / {attention.epsilon:g}), s = {scale} <q, k>."
     return (
-        f"Weights: a on the simplex with the least {plan.objective}, q' = {scale} q, after {attention.iterations} iterations of "
-        f"{_SOLVERS[attention.solver]}: a projection on the candidates' hull, another operator than softmax attention."
+        f"Weights: a on the simplex with the least {plan.objective}, q' = {scale} q, after {attention.iterations} "
+        f"iterations of {_SOLVERS[attention.solver]}: a projection on the candidates' hull, another operator than softmax."
     )
 
 
@@ -188,8 +197,8 @@ def certificate(plan: Plan) -> str:
     spec = plan.spec
     if plan.projects:
         return (
-            "The second result is a gap: how far the weights are at most from the best on these candidates, rounding included. "
-            "What the tokens left out would change is not stated. decode_dense is softmax."
+            "The second result is a gap: how far the weights are at most from the best on these candidates, rounding "
+            "included. What the tokens left out would change is not stated. decode_dense is softmax."
         )
     if not plan.certified:
         return "No certificate: what the tokens left out weigh is not stated."
@@ -200,6 +209,7 @@ def certificate(plan: Plan) -> str:
     if (certificate.every, certificate.heads) != (1, 1):
         steps = f"at contexts that are multiples of {certificate.every:,}" if certificate.every != 1 else "in each step"
         which = f"one of {certificate.heads} KV heads in turn" if certificate.heads != 1 else "every KV head"
-        when = f" Audited {steps}: {which}, {cost.audited_share(plan):.2%} of all; the rest is not certified and not acted on."
+        share = cost.audited_share(plan)
+        when = f" Audited {steps}: {which}, {share:.2%} of all; the rest is not certified and not acted on."
     action = _FALLBACKS[spec.fallback].format(most=spec.routing.pages << plan.expand_rounds)
     return f"{text} {passes}{when} {action}"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -37,21 +36,20 @@ class Dense:
 class Sparse:
     """decode of a package, with summaries of its own that follow the cache."""
 
-    def __init__(self, package: ModuleType, pages: SharedPages, rows: slice) -> None:
+    def __init__(self, package: ModuleType, pages: SharedPages, rows: slice, layer: int) -> None:
         self._package, self._pages, self._rows = package, pages, rows
-        self._more = {"v_cache": pages.v_cache} if _takes(package.update_summaries, "v_cache") else {}
+        calibration = package.calibration(layer) if hasattr(package, "calibration") else None
         first = slice(rows.start, rows.start + 1)  # the prefix is the same for all
         self._lens = pages.seq_lens[rows].clone()
-        self._summaries = package.summarize_pages(
-            pages.k_cache, pages.block_table[first], pages.seq_lens[first], **self._more
-        )
+        prefix = pages.k_cache, pages.block_table[first], pages.seq_lens[first]
+        self._summaries = package.summarize_pages(*prefix, v_cache=pages.v_cache, calibration=calibration)
 
     def attend(self, q: torch.Tensor) -> torch.Tensor:
         """q [rows, heads, d] -> [rows, heads, d] over the candidates."""
         pages = self._pages
         table, lens = pages.block_table[self._rows], pages.seq_lens[self._rows]
-        self._package.update_summaries(self._summaries, pages.k_cache, table, self._lens, lens, **self._more)
-        self._lens = lens.clone()
+        before, self._lens = self._lens, lens.clone()
+        self._package.update_summaries(self._summaries, pages.k_cache, table, before, lens, v_cache=pages.v_cache)
         return self._package.decode(q, pages.k_cache, pages.v_cache, table, lens, self._summaries)[0]
 
 
@@ -128,7 +126,3 @@ def two_part_output(logits: torch.Tensor, parts: tuple[torch.Tensor, ...]) -> to
     shared, own = weights.split([len(v_prefix), v_own.shape[1]], dim=-1)
     out = torch.einsum("rhgt,thd->rhgd", shared, v_prefix) + torch.einsum("rhgt,rthd->rhgd", own, v_own)
     return out.flatten(1, 2)
-
-
-def _takes(function: Any, name: str) -> bool:
-    return name in inspect.signature(function).parameters

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,8 +67,9 @@ class Contestant:
 
 
 def tokens_of(spec: Spec) -> int:
-    """Tokens a KV head attends to at most: K_c, or those of P pages."""
-    return spec.candidates.tokens or spec.routing.pages * spec.cache.page_size
+    """Tokens a KV head attends to at most: K_c, or those of the pages kept."""
+    kept = spec.candidates.pages or spec.routing.pages
+    return spec.candidates.tokens or kept * spec.cache.page_size
 
 
 def make(spec: Spec, budgets: Sequence[int], routers: Sequence[str], context: int) -> tuple[list[Contestant], dict]:
@@ -112,7 +114,10 @@ def derive(spec: Spec, router: str, budget: int) -> Spec:
     page, given = spec.cache.page_size, spec.to_dict()
     if router == "spec":
         wanted: dict[str, Any] = copy.deepcopy(given)
-        if spec.candidates.tokens is None:
+        if spec.candidates.pages is not None:
+            wanted["candidates"]["pages"] = budget // page
+            wanted["routing"]["pages"] = max(spec.routing.pages, budget // page)
+        elif spec.candidates.tokens is None:
             wanted["routing"]["pages"] = budget // page
         else:  # routed pages stay as they are, as long as they hold the budget
             wanted["candidates"]["tokens"] = budget
@@ -132,7 +137,8 @@ def derive(spec: Spec, router: str, budget: int) -> Spec:
     # the same spec with another name would be another package with the same kernels
     wanted["name"] = f"{spec.name[:40]}_{router}_{budget}"
     wanted["targets"] = ["c"]
-    return loads(yaml.safe_dump(wanted), f"{spec.name} as {router}@{budget}")
+    folder = Path(spec.source.file).parent  # of calibration files that it names
+    return loads(yaml.safe_dump(wanted), f"{spec.name} as {router}@{budget}", folder)
 
 
 class Packages:
@@ -144,7 +150,8 @@ class Packages:
 
     def get(self, spec: Spec) -> ModuleType:
         """The package, its C kernels ready. Raises MissingEnvironmentError where they cannot be compiled."""
-        key = spec.source.text_sha256
+        calibration = json.dumps(spec.calibration, sort_keys=True)
+        key = hashlib.sha256((spec.source.text_sha256 + calibration).encode()).hexdigest()
         if key not in self._loaded:
             self._loaded[key] = self._load(spec, key)
         return self._loaded[key]
@@ -152,7 +159,8 @@ class Packages:
     def digest(self, spec: Spec) -> str:
         """sha256 of the package's sources: what its figures depend on, beside the model and the text."""
         folder = Path(self.get(spec).__file__).parent
-        sources = sorted(path for path in folder.rglob("*.*") if path.suffix in (".py", ".h"))
+        patterns = ("*.py", "kernels/*.py", "kernels/*.h", "calibration.json")
+        sources = sorted(path for pattern in patterns for path in folder.glob(pattern))
         return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
     def _load(self, spec, key):
@@ -176,11 +184,13 @@ class Packages:
         return importlib.import_module(f"{module.__name__}.library")
 
 
-def start(one: Contestant, packages: Packages, spec: Spec, pages: SharedPages, rows: slice) -> attend.Attender:
-    """The contestant's attention of some rows of one layer."""
+def start(
+    one: Contestant, packages: Packages, spec: Spec, pages: SharedPages, rows: slice, layer: int
+) -> attend.Attender:
+    """The contestant's attention of some rows of one layer; the layer's number finds what was calibrated for it."""
     if one.router == "oracle":
         model = spec.model
         formula = attend.Formula(model.sm_scale, model.logits_soft_cap, spec.attention.epsilon)
         return attend.Oracle(one.budget, formula, pages, rows)
-    kind = attend.Dense if one.router == "dense" else attend.Sparse
-    return kind(packages.get(one.spec), pages, rows)
+    package = packages.get(one.spec)
+    return attend.Dense(package, pages, rows) if one.router == "dense" else attend.Sparse(package, pages, rows, layer)

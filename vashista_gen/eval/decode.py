@@ -53,13 +53,16 @@ class Decoder:
     ) -> None:
         self.model, self.length, self.rows = model, length, each * len(field)
         self.layers: list[Full | Window] = []
-        for window, k, v in zip(windows(model), prefix.keys, prefix.values, strict=True):
+        for layer, (window, k, v) in enumerate(zip(windows(model), prefix.keys, prefix.values, strict=True)):
             if window is not None:
                 self.layers.append(Window(window, k, v, self.rows, room))
                 continue
             pages = SharedPages(spec, k, v, self.rows, room)
             places = [slice(i * each, (i + 1) * each) for i in range(len(field))]
-            started = [contestants.start(one, packages, spec, pages, p) for one, p in zip(field, places, strict=True)]
+            started = [
+                contestants.start(one, packages, spec, pages, place, layer)
+                for one, place in zip(field, places, strict=True)
+            ]
             self.layers.append(Full(pages, list(zip(places, started, strict=True))))
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -174,6 +174,9 @@ def check_fits(loaded: Loaded, spec: Spec, length: int) -> None:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     found = {**heads, "head_dim": head_dim, "logits_soft_cap": cap}
     differing = [f"{k} {v} against {getattr(spec.model, k)}" for k, v in found.items() if v != getattr(spec.model, k)]
+    layers, calibrated = len(attention_layers(loaded.model)), len(spec.calibration.get("layers", ()))
+    if calibrated not in (0, layers):
+        differing.append(f"{layers} layers against {calibrated} in its calibration file")
     scale = float(getattr(module, "scaling", head_dim**-0.5))
     if abs(scale - spec.model.sm_scale) > SCALE_TOLERANCE * scale:
         differing.append(f"sm_scale {scale:g} against {spec.model.sm_scale:g}")

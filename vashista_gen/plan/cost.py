@@ -22,7 +22,7 @@ MAX_CONTEXT = 2**40
 
 @dataclass(frozen=True)
 class StepBytes:
-    """Bytes one step reads for one sequence and layer, by what they are; certificate: 0 unless every step computes one."""
+    """Bytes one step reads for one sequence and layer, by what they are; certificate: 0 unless each step has one."""
 
     summaries: int
     sketches: int
@@ -67,7 +67,7 @@ def summary_bytes_per_page(plan: Plan) -> int:
 
 
 def sketch_bytes_per_page(plan: Plan, residuals: bool = True) -> int:
-    """H (page_size d bits/8 + scales b + page_size b): bytes of one page's sketches; without residual norms, less the last.
+    """H (page_size d bits/8 + scales b + page_size b): bytes of one page's sketches; the last term are residual norms.
 
     scales: d where each channel of a page has one, page_size where each token has one. 0 without sketches.
     """
@@ -80,7 +80,7 @@ def sketch_bytes_per_page(plan: Plan, residuals: bool = True) -> int:
 
 
 def radii_bytes_per_page(plan: Plan) -> int:
-    """8 H: bytes of how far a page's values lie from their centre and how long its keys are; 0 without a certificate."""
+    """8 H: bytes of a page's radii, of its values around their centre and of its keys; 0 without a certificate."""
     return RADII_BYTES * plan.spec.model.num_kv_heads if plan.certified else 0
 
 
@@ -152,7 +152,7 @@ def kept_tokens(plan: Plan, context: int) -> int:
 
 
 def weighted_tokens(plan: Plan, context: int) -> int:
-    """Tokens whose V is read for one KV head, at most: those kept; frank_wolfe weighs iterations + 1 for each query head."""
+    """Tokens whose V is read for one KV head, at most: all kept; by frank_wolfe iterations + 1 a query head."""
     attention, kept = plan.spec.attention, kept_tokens(plan, context)
     if attention.solver != "frank_wolfe":
         return kept
@@ -173,11 +173,11 @@ def dense_bytes(plan: Plan, context: int) -> StepBytes:
 def sparse_bytes(plan: Plan, context: int) -> StepBytes:
     """What routing and scoring read, K and V of the candidates, and the tables.
 
-    Summaries of every page (or every sketch, when pages are scored by sketches) if pages are scored. With a token budget
-    (or to certify what is left out) the routed tokens are scored by their sketches, or by their keys, H d b routed_tokens,
-    which are then counted under keys. H d b kept_tokens for K, and for V of the weighted_tokens; 4 bytes a page for block_table and 4 H P for
-    selected_pages. A step that acts on its certificate reads certificate_bytes as well; what a row that fails reads again
-    is not counted.
+    Summaries of every page (or every sketch, when pages are scored by sketches) if pages are scored. With a token
+    budget, or to certify what is left out, the routed tokens are scored by their sketches, or by their keys,
+    H d b routed_tokens, which are then counted under keys. H d b kept_tokens for K, H d b weighted_tokens for V; 4
+    bytes a page for block_table and 4 H P for selected_pages. A step that acts on its certificate reads
+    certificate_bytes as well; what a row that fails reads again is not counted.
     """
     model, pages = plan.spec.model, pages_of(plan, context)
     half = token_bytes(plan) // 2
@@ -213,7 +213,7 @@ def scratch_bytes(plan: Plan, context: int) -> int:
 
 
 def shared_bytes(plan: Plan, target: str) -> tuple[int, int]:
-    """(attention kernels and solvers, kernels that hold whole pages): the most shared memory of one block, bytes; target is a cuda one."""
+    """(attention kernels and solver, kernels that hold whole pages): most bytes of shared memory a block, on cuda."""
     routing, cache, model = plan.spec.routing, plan.spec.cache, plan.spec.model
     pages = page_kernels(
         routing.summary, routing.subpage, cache.page_size, model.head_dim, model.dtype, plan.tile_tokens_cuda

@@ -112,11 +112,11 @@ class PagedCache:
             for kept, made in zip(self.summaries, self._summarize(), strict=True):
                 kept.copy_(made)
         else:
-            self.renew(slots.old_lens)
+            self.renew(*slots.renewal)
 
-    def renew(self, old_lens: torch.Tensor) -> None:
-        """Renews the summaries of the pages that hold tokens [old_lens, seq_lens); old_lens int32 [batch]."""
-        tensors = (self.k_cache, self.block_table, old_lens, self.seq_lens)
+    def renew(self, old_lens: torch.Tensor, lens: torch.Tensor) -> None:
+        """Renews the summaries of the pages that hold tokens [old_lens, lens); both int32 [batch]."""
+        tensors = (self.k_cache, self.block_table, old_lens, lens)
         self.package.update_summaries(self.summaries, *tensors, v_cache=self.v_cache)
 
     def free(self, row: int) -> None:
@@ -137,9 +137,9 @@ class PagedCache:
                 torch.cat([x, x.new_zeros(more, *x.shape[1:])]) for x in (self.k_cache, self.v_cache)
             )
             self.summaries = self._summarize()
-            old_lens = self.table.whole_views()
-            if old_lens is not None:  # again, so that what sees all of a page has the last word on it
-                self.renew(old_lens)
+            renewal = self.table.whole_views()
+            if renewal is not None:  # again, so that what sees all of a page has the last word on it
+                self.renew(*renewal)
 
     def __deepcopy__(self, memo: dict) -> PagedCache:
         """Another cache with the same contents, over the same package."""

@@ -13,17 +13,16 @@ from vashista_gen.errors import UsageError
 class Slots(NamedTuple):
     """Where new tokens go: entry i is token places[i] of row rows[i]'s new ones, written to pages[i] at offsets[i].
 
-    int64 on the table's device. old_lens: int32 [batch], the lengths before, and for rows without new tokens the end of
-    their last page: nothing of theirs is renewed. copied: (from, to) pages, int64, whose
-    contents a pool copies before it writes: pages that were shared and now get a token of one row alone; None for none.
-    first: whether no row held a token before.
+    int64 on the table's device. renewal: (old lengths, lengths), int32 [batch], of the summaries to renew.
+    copied: (from, to) pages, int64, whose contents a pool copies before it writes: pages that were shared and now get a
+    token of one row alone; None for none. first: whether no row held a token before.
     """
 
     rows: torch.Tensor
     places: torch.Tensor
     pages: torch.Tensor
     offsets: torch.Tensor
-    old_lens: torch.Tensor
+    renewal: tuple[torch.Tensor, torch.Tensor]
     copied: tuple[torch.Tensor, torch.Tensor] | None
     first: bool
 
@@ -105,9 +104,10 @@ class PageTable:
         pages = self._table[rows, positions // self.page_size].long()
         first, old_lens = not bool(self._lens.any()), self._lens
         self._lens = new_lens
-        old_lens = self._renewed_from(old_lens, counts == 0)
         self.seq_lens.copy_(new_lens)
-        return Slots(*self._there(rows, places, pages, positions % self.page_size, old_lens), copied, first)
+        idle = counts == 0
+        renewal = self._renewal(old_lens, idle & self._part_shared() if bool(idle.any()) else idle)
+        return Slots(*self._there(rows, places, pages, positions % self.page_size), renewal, copied, first)
 
     def free(self, row: int) -> None:
         """Empties a row and gives its pages back."""
@@ -167,24 +167,20 @@ class PageTable:
         pages = self._table[row, positions // self.page_size].long()
         return self._there(pages, positions % self.page_size)
 
-    def last_pages(self) -> torch.Tensor:
-        """int32 [batch] on the device: from where on to renew summaries after a crop, the start of each last page.
+    def last_pages(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(old lengths, lengths) with which to renew the summaries of last pages after a crop, int32 [batch].
 
-        Behind the row's pages, so that nothing is renewed, where the last page is shared: others may see more of it.
+        Without those of shared pages that are partly filled: other holders may see more of them.
         """
-        return self._renewed_from(self._lens - self._lens % self.page_size, self._part_shared()).to(
-            self.seq_lens.device
-        )
+        return self._renewal(self._lens - self._lens % self.page_size, self._part_shared())
 
-    def whole_views(self) -> torch.Tensor | None:
-        """int32 [batch] on the device: 0 for rows that see all of what their pages hold, behind their pages for others.
+    def whole_views(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The same for all pages of rows that see all of what their pages hold; None where every row does.
 
-        None where every row does. A row cropped to within a shared page sees a part of it.
+        A row cropped to within a shared page sees a part of it.
         """
         shared = self._part_shared()
-        if not bool(shared.any()):
-            return None
-        return self._renewed_from(torch.zeros_like(self._lens), shared).to(self.seq_lens.device)
+        return self._renewal(torch.zeros_like(self._lens), shared) if bool(shared.any()) else None
 
     def check_row(self, row: int) -> None:
         """UsageError for a row that the table has not."""
@@ -197,15 +193,19 @@ class PageTable:
     def _there(self, *tensors):
         return tuple(x.to(self.seq_lens.device) for x in tensors)
 
-    def _renewed_from(self, begin, skipped):
-        """`begin`, and behind their last page for skipped rows: a summary's unit is the page."""
-        return torch.where(skipped, self._pages(self._lens) * self.page_size, begin)
+    def _renewal(self, old_lens, skipped):
+        """(old lengths, lengths) for update_summaries; of skipped rows such that no page lies between them."""
+        if not bool(skipped.any()):
+            return *self._there(old_lens), self.seq_lens
+        begin = self._lens - self._lens % self.page_size
+        return self._there(torch.where(skipped, begin, old_lens), torch.where(skipped, begin, self._lens))
 
     def _part_shared(self):
         """bool [batch] on the host: rows whose last page is partly filled and held by others."""
         part = self._lens % self.page_size > 0
-        pages = self._table.gather(1, (self._lens // self.page_size).clamp(max=self.max_pages - 1)[:, None].long())
-        return part & (torch.tensor(self._holders)[pages[:, 0].long()] > 1)
+        for row in part.nonzero().flatten().tolist():
+            part[row] = self._holders[int(self._table[row, int(self._lens[row]) // self.page_size])] > 1
+        return part
 
     def _shared(self, new_lens):
         """Rows whose last page is partly filled, gets a token, and is held by other rows that keep it."""

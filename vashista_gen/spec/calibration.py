@@ -39,8 +39,12 @@ def read_calibration(values: Values, folder: Path | None, report: Report) -> dic
             message = f"{key} {name}: number of layers {len(given)}, of {KEYS[0]} {values[KEYS[0]]} it is {len(layers)}"
             report.add(values.lines[key], "R37", message, "name files that were calibrated on the same model")
             continue
-        layers = layers or [{} for _ in given]
+        layers = layers or [{"layer": one.get("layer", place)} for place, one in enumerate(given)]
         for layer, one in zip(layers, given, strict=True):
+            if one.get("layer", layer["layer"]) != layer["layer"]:
+                message = f"{name} holds layer {one['layer']} where the other calibration file holds {layer['layer']}"
+                report.add(values.lines[key], "R37", message, "name files that were calibrated on the same model")
+                break
             layer.update({field: one[field] for field in READ[key] if one.get(field) is not None})
     return {"layers": layers} if layers else {}
 

@@ -171,7 +171,11 @@ def _summary_sketch_needs_sketches(summary: str, bits: int | None) -> Problems:
 def _mass_has_a_most(mass: float | None, tokens: int | None, pages: int | None) -> Problems:
     if mass is not None and tokens is None and pages is not None:
         message = f"mass {mass:g} beside candidates.pages {pages}: whole pages are kept, or tokens that reach a mass"
-        yield "candidates.mass", message, "remove mass, or candidates.pages and set candidates.tokens to the most to keep"
+        yield (
+            "candidates.mass",
+            message,
+            "remove mass, or candidates.pages and set candidates.tokens to the most to keep",
+        )
     elif mass is not None and tokens is None:
         message = f"mass {mass:g} needs tokens, the most to keep: with tokens: all every one is kept"
         yield "candidates.mass", message, "set candidates.tokens to the most to keep, or remove mass"
@@ -344,5 +348,5 @@ def _solver_fits(
 @_check("R43", "attention.solver", "certificate.kind")
 def _solver_has_no_certificate(solver: str, kind: str) -> Problems:
     if solver != "softmax" and kind != "none":
-        message = f"kind {kind} states the softmax mass left out, and solver {solver} has no softmax: it returns its gap"
+        message = f"kind {kind} states the softmax mass left out, and solver {solver} has none: it returns a gap"
         yield "certificate.kind", message, "set certificate.kind to none, or attention.solver to softmax"

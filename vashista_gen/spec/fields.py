@@ -50,6 +50,10 @@ class Values:
     def __getitem__(self, key: str) -> Any:
         return self._by_key[key]
 
+    def get(self, key: str, otherwise: Any) -> Any:
+        """The value of `key`, or `otherwise` when it has none."""
+        return self._by_key.get(key, otherwise)
+
     def __contains__(self, key: str) -> bool:
         return key in self._by_key
 
@@ -202,7 +206,8 @@ def _bounds(setting: Setting) -> str:
     if setting.choices:
         return listed((*setting.choices, *word))
     if setting.kind is str:
-        bounds = "a file name that ends in .json" if setting.pattern.endswith("json") else "a lower-case Python identifier"
+        is_file = setting.pattern.endswith("json")
+        bounds = "a file name that ends in .json" if is_file else "a lower-case Python identifier"
     else:
         step = f"a multiple of {setting.step} " if setting.step > 1 else ""
         if setting.above is not None and setting.high is not None:

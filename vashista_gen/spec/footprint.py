@@ -1,7 +1,7 @@
 """Shared memory of the kernels whose tiles follow from the spec: what one block holds on a GPU.
 
-The other kernels (selection, sketches of a page, certificates) hold less than 40 KiB whatever the spec, or less than the
-attention kernel beside them.
+The other kernels (selection, sketches of a page, certificates) hold less than 40 KiB whatever the spec, or less than
+the attention kernel beside them.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def attention_tile(page_size: int, head_dim: int, dtype: str, target: str) -> Ti
     """The largest tile of 64 or 32 tokens that fits `target`; the one of 32 when none does (then `Tile.fits` is False).
 
     bytes = (2 tokens d + 16 d + 16 tokens) * itemsize(dtype) + 12 tokens + reductions: K and V [tokens, d], Q [16, d],
-    weights [16, tokens], three int32 of each token, three reductions of 512 bytes (none in float32, whose rows lie within
-    a warp); d = head_dim rounded up to a multiple of 32. A tile is a number of whole pages or divides one.
+    weights [16, tokens], three int32 of each token, three reductions of 512 bytes (none in float32, whose rows lie
+    within a warp); d = head_dim rounded up to a multiple of 32. A tile is a number of whole pages or divides one.
     Raises UsageError for a target without hardware figures and for a page size that no tile goes with.
     """
     available = None if target == "c" else hardware_of(target).shared_bytes_per_block
@@ -60,14 +60,14 @@ def attention_tile(page_size: int, head_dim: int, dtype: str, target: str) -> Ti
 
 
 def summary_rows(summary: str, subpage: int | None, page_size: int) -> int:
-    """Rows that stand for a page: its mean, the corners of its box, the means of its groups, or its tokens' sketches."""
+    """Rows that stand for a page: its mean, its box's corners, the means of its groups, or its tokens' sketches."""
     if summary == "subpage_mean":
         return page_size // (subpage or 1)
     return {"mean": 1, "box": 2, "sketch": page_size}[summary]
 
 
 def pages_scored(summary: str, subpage: int | None, page_size: int, rows: int) -> int:
-    """Pages of one tile of page scores of at most `rows` rows: whole pages, at least one. Corners of boxes take turns."""
+    """Pages of one tile of page scores of at most `rows` rows: whole ones, at least one; a box's corners take turns."""
     return max(1, rows // (1 if summary == "box" else summary_rows(summary, subpage, page_size)))
 
 
@@ -80,7 +80,11 @@ def page_kernels(
     summed and the sizes [rows] of its groups, 16 bytes of page ids a page; summarize: float32 rows [rows of a page, c],
     and scales [c] or a reduction; d = head_dim rounded up to a multiple of 32, c to one of 128.
     """
-    pages, padded, channels = pages_scored(summary, subpage, page_size, tokens), _padded(head_dim, 32), _padded(head_dim, 128)
+    pages, padded, channels = (
+        pages_scored(summary, subpage, page_size, tokens),
+        _padded(head_dim, 32),
+        _padded(head_dim, 128),
+    )
     page_rows = summary_rows(summary, subpage, page_size)
     rows = pages * (1 if summary == "box" else page_rows)
     queries = 2 * ROWS if summary == "box" else ROWS

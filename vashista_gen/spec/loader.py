@@ -81,8 +81,7 @@ def _fill_defaults(section: type, prefix: str, values: Values) -> None:
 
 def _sibling(setting: Setting, prefix: str, values: Values) -> Any:
     """The value that `setting` depends on; one that nothing equals when it is not valid."""
-    path = prefix + setting.sibling
-    return values[path] if path in values else REQUIRED
+    return values.get(prefix + setting.sibling, REQUIRED)
 
 
 def _build(section: type, prefix: str, values: Values, **extra: Any) -> Any:

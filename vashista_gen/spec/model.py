@@ -151,7 +151,11 @@ class SketchSpec:
     """Quantised keys of every token beside the cache; `bits` is None for none."""
 
     bits: int | None = setting(
-        int, "Bits of one channel of a key's sketch; null keeps no sketches.", default=None, word="null", choices=(2, 4, 8)
+        int,
+        "Bits of one channel of a key's sketch; null keeps no sketches.",
+        default=None,
+        word="null",
+        choices=(2, 4, 8),
     )
     transform: str | None = setting(
         str,
@@ -201,7 +205,8 @@ class CandidatesSpec:
     )
     mass: float | None = setting(
         float,
-        "Keep the fewest tokens whose share of the routed tokens' softmax mass reaches this; null for K_c tokens always.",
+        "Keep the fewest tokens whose share of the routed tokens' softmax mass reaches this; "
+        "null for K_c tokens always.",
         default=None,
         word="null",
         above=0,

@@ -70,10 +70,12 @@ _SENTENCES = {
     "Budgets": (
         "candidates.mass is above 0 and at most 1, needs a number of tokens (the most) and share group; "
         "min_tokens is given only with it and is at most tokens.",
-        "candidates.pages is at most routing.pages and at least sink_pages + recent_pages, with tokens: all and share group.",
+        "candidates.pages is at most routing.pages and at least sink_pages + recent_pages, with tokens: all "
+        "and share group.",
     ),
     "Certificates": (
-        "Certificate kinds rigorous and calibrated need sketch.bits; kind estimate needs a page summary other than sketch.",
+        "Certificate kinds rigorous and calibrated need sketch.bits; kind estimate needs a page summary "
+        "other than sketch.",
         "certificate.tolerance is above 0 and at most 1; tolerance, every and heads are given only with a certificate.",
         "A calibration file is a JSON file beside the spec, holds what is read from it in the spec's shapes, "
         "and certificate.margin is given with kind calibrated and only then.",

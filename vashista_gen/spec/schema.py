@@ -74,7 +74,9 @@ def _scalar(setting: Setting) -> dict[str, Any]:
 
 def _condition(key: str, setting: Setting, settings: dict[str, Setting]) -> dict[str, Any]:
     """If `key` is given, its sibling has a value that it has a meaning with, stated where the default is not one."""
-    needed = {"const": setting.only_with[1]} if setting.only_with else {"not": {"const": (setting.unless or ("", ""))[1]}}
+    needed = (
+        {"const": setting.only_with[1]} if setting.only_with else {"not": {"const": (setting.unless or ("", ""))[1]}}
+    )
     then: dict[str, Any] = {"properties": {setting.sibling: needed}}
     if not setting.applies(settings[setting.sibling].default):
         then["required"] = [setting.sibling]

@@ -61,9 +61,10 @@ class SparseDecodeWithPagedKVCacheWrapper:
         self.summaries = SummaryStore(package) if summaries is None else summaries
         self._spec = package.SPEC
         self._same("kv_layout", kv_layout, self._spec["cache"]["layout"], "cache.layout")
-        if self._spec["attention"]["solver"] != "softmax":
+        solver = self._spec["attention"]["solver"]
+        if solver != "softmax":
             raise UsageError(
-                f"{self._spec['name']} computes a projection ({self._spec['attention']['solver']}), no softmax and no lse",
+                f"{self._spec['name']} computes a projection ({solver}), no softmax, and returns no lse",
                 "generate a package with attention.solver: softmax",
             )
         if self.summaries.package is not package:

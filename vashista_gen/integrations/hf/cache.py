@@ -90,7 +90,7 @@ class SparseCache(Cache):
         for layer in self.paged:
             layer.seen = self._seen
             if layer.pages is not None:
-                layer.pages.renew(self.table.last_pages())
+                layer.pages.renew(*self.table.last_pages())
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """New row i is the old row beam_idx[i]."""
