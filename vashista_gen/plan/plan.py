@@ -114,8 +114,26 @@ class Plan:
         return (most // self.spec.routing.pages).bit_length() - 1
 
     @property
+    def projects(self) -> bool:
+        """Whether the candidates' weights come from a projection and not from softmax."""
+        return self.spec.attention.solver != "softmax"
+
+    @property
+    def second_result(self) -> str:
+        """What a step returns beside its output: the log-sum-exp of the kept logits, or a projection's duality gap."""
+        return "gap" if self.projects else "lse"
+
+    @property
+    def objective(self) -> str:
+        """What a projection's weights a make least, for docstrings."""
+        entropy = f" + {self.spec.attention.epsilon:g} sum_j a_j log a_j"
+        fit = "1/2 ||sum_j a_j k_j - q'||^2"
+        return fit + entropy if self.spec.attention.solver == "entropic_projection" else fit
+
+    @property
     def kernels(self) -> tuple[str, ...]:
         """Names of the package's kernels, in the order a decode step runs them."""
+        attend = "solve_tokens" if self.projects else "attend_tokens"
         bound = "estimate_omitted" if self.spec.certificate.kind == "estimate" else "bound_tokens"
         return (
             *(() if self.scores_by_sketch else ("summarize",)),
@@ -123,7 +141,7 @@ class Plan:
             *(("measure_pages",) if self.certified else ()),
             *(("prepare_queries",) if self.sketch else ()),
             *("score_pages", "select_pages", "order_pages"),
-            *(("score_tokens", "choose_tokens", "attend_tokens") if self.token_list else ("attend_pages",)),
+            *(("score_tokens", "choose_tokens", attend) if self.token_list else ("attend_pages",)),
             *((bound, "certify") if self.certified else ()),
             *(("attend_failed", "merge_failed") if self.retries else ()),
             *("attend_dense", "merge_splits", "merge_states"),
@@ -163,6 +181,7 @@ class Plan:
             *(("sketch",) if self.sketch and not self.scores_by_sketch else ()),
             *(("tokens",) if self.token_list else ()),
             *(("certify",) if self.certified else ()),
+            *(("solve",) if self.projects else ()),
         )
 
     @property
@@ -244,6 +263,8 @@ class Plan:
             values["AUDIT_HEADS"] = spec.certificate.heads
         if self.retries:
             values["EXPAND_ROUNDS"] = self.expand_rounds
+        if self.projects:
+            values["ITERATIONS"] = spec.attention.iterations
         return values
 
 
