@@ -213,7 +213,7 @@ def page_score_error(spec: dict, q: torch.Tensor, rows: torch.Tensor, sizes: tor
     else:
         magnitudes = torch.einsum("gd,prd->gpr", q.abs(), rows.abs())
         magnitudes = magnitudes.masked_fill((sizes == 0)[None], 0.0).amax(-1)
-        error = scale * (arithmetic.gamma(model["head_dim"] + 4) + arithmetic.staged) * magnitudes
+        error = scale * (arithmetic.gamma(model["head_dim"] + 8) + arithmetic.staged) * magnitudes
     if model["logits_soft_cap"] is not None:
         error = error + 10 * U * model["logits_soft_cap"] / spec["attention"]["epsilon"]
     if routing["summary"] == "subpage_mean":

@@ -168,15 +168,25 @@ def test_explain_names_every_kernel(path: Path) -> None:
     assert "lower bound" in result.stdout or plan.spec.targets == ("c",)
 
 
-def test_explain_shows_the_numbers_of_the_formulas() -> None:
-    result = invoke("explain", ROOT / "specs" / "llama3_8b.yaml", "--context", "4096,1M", "--batch", "2")
-    assert "256 a token, 6.2% of the KV cache" in result.stdout
-    # 16 MiB against 1 + 2 + 1 MiB and the tables; 4 GiB against 256 + 3 MiB
-    assert re.search(r"^ +4k +16\.0 MiB +4\.0 MiB +25\.0% +1\.0 MiB +2\.0 MiB +1\.0 MiB ", result.stdout, re.MULTILINE)
-    assert re.search(r"^ +1M +4\.0 GiB +259 MiB +6\.3% +256 MiB ", result.stdout, re.MULTILINE)
+LLAMA3 = """name: llama3
+model: {num_q_heads: 32, num_kv_heads: 8, head_dim: 128}
+cache: {page_size: 16}
+routing: {pages: 64}
+candidates: {tokens: 512, dense_below: 1024}
+targets: [cuda-sm_90a, c]
+"""
+
+
+def test_explain_shows_the_numbers_of_the_formulas(here: Path) -> None:
+    (here / "llama3.yaml").write_text(LLAMA3, encoding="utf-8")
+    result = invoke("explain", "llama3.yaml", "--context", "4096,1M", "--batch", "2")
+    assert "129 a token, 3.1% of the KV cache" in result.stdout
+    # 16 MiB against 516 KiB, 2 and 1 MiB and the tables; 4 GiB against 129 + 3 MiB
+    assert re.search(r"^ +4k +16\.0 MiB +3\.5 MiB +21\.9% +516 KiB +2\.0 MiB +1\.0 MiB ", result.stdout, re.MULTILINE)
+    assert re.search(r"^ +1M +4\.0 GiB +132 MiB +3\.2% +129 MiB ", result.stdout, re.MULTILINE)
     assert "from a context of 1,025 tokens on" in result.stdout
     # two sequences: 32 MiB and 1 KiB each of table over 3350 GB/s
-    assert re.search(r"^ +4k +32\.0 MiB +8\.0 MiB +10 us ", result.stdout, re.MULTILINE)
+    assert re.search(r"^ +4k +32\.0 MiB +7\.0 MiB +10 us ", result.stdout, re.MULTILINE)
     assert re.search(r"cuda-sm_90a +64 +16 +<= 40\.2 KiB +<= 24\.5 KiB +227 KiB +H100", result.stdout)
 
 

@@ -53,10 +53,16 @@ def test_bytes_are_those_of_the_arrays(package):
     cache, name = PagedCache(package, 6), package.SPEC["name"]
     pages, length = package.SPEC["routing"]["pages"] + 10, 16 * (package.SPEC["routing"]["pages"] + 10)
     read = measure.bytes_read(name, length)
-    assert read["summaries"] == pages * sum(x[0].nbytes for x in cache.summaries)
+    per_page = {name: x[0].nbytes for name, x in zip(type(cache.summaries)._fields, cache.summaries, strict=True)}
+    sketches = sum(bytes_ for name, bytes_ in per_page.items() if name in ("sketch_codes", "sketch_scales"))
+    summaries = sum(bytes_ for name, bytes_ in per_page.items() if name in ("codes", "scales"))
+    assert read["summaries"] == pages * summaries
+    assert read.get("sketches", 0) == package.SPEC["routing"]["pages"] * sketches
     assert read["dense"] == pages * (cache.k_cache[0].nbytes + cache.v_cache[0].nbytes + 4)
-    assert read["keys"] == package.SPEC["routing"]["pages"] * cache.k_cache[0].nbytes
-    assert read["sparse"] == sum(read[part] for part in ("summaries", "keys", "values", "tables"))
+    tokens = package.SPEC["candidates"]["tokens"]
+    tokens = 16 * package.SPEC["routing"]["pages"] if tokens == "all" else tokens
+    assert read["keys"] == tokens * cache.k_cache[0].nbytes // 16
+    assert read["sparse"] == sum(read[part] for part in ("summaries", "sketches", "keys", "values", "tables"))
     spec = load(str(specs_root().joinpath(f"{name}.yaml")))
     as_in_the_spec = measure.bytes_read(name, length, spec.cache.kv_dtype)
     assert as_in_the_spec["sparse"] == cost.sparse_bytes(make_plan(spec), length).total

@@ -117,7 +117,13 @@ def certified_package(excess: float):
         delta = (omitted - torch.logaddexp(lse.double(), omitted)).exp()
         return out, lse, Certificate(omitted.float(), delta.float(), delta <= TOLERANCE)
 
-    found.decode = decode
+    def select_tokens(q, k_cache, table, lens, summaries):
+        pages = op.select_pages(q, summaries, table, lens)[..., None]
+        tokens = torch.where(pages >= 0, pages * 16 + torch.arange(16), -1).flatten(2).int()
+        tokens = torch.where(tokens < lens[:, None, None], tokens, -1)
+        return tokens, torch.full_like(tokens, 3), (tokens >= 0).sum(-1)
+
+    found.decode, found.select_tokens = decode, select_tokens
     return found
 
 

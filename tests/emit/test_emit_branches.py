@@ -29,6 +29,15 @@ CASES = {
         f"routing: {{pages: 8, summary: sketch}}\n{SKETCH}\ncandidates: {{tokens: 40, share: head}}",
         {"sketch", "tokens"},
     ),
+    "a projection": (
+        "routing: {pages: 8}\ncandidates: {tokens: 40}\nattention: {solver: entropic_projection}",
+        {"score", "summarize", "tokens", "solve"},
+    ),
+    "a projection by sketches": (
+        f"routing: {{pages: 8, summary: sketch}}\n{SKETCH}\ncandidates: {{tokens: 40, share: head}}\n"
+        "attention: {solver: frank_wolfe, iterations: 5}",
+        {"sketch", "tokens", "solve"},
+    ),
     "an estimate": (
         "routing: {pages: 8, summary: box}\ncertificate: {kind: estimate}\nfallback: dense",
         {"score", "summarize", "tokens", "certify"},
@@ -59,6 +68,8 @@ def case(
 def test_only_the_kernels_of_the_spec(case) -> None:
     plan, rendered, kernels = case
     expected = ALWAYS | kernels | ({"warp_score"} if "score" in kernels else set())
+    expected |= {"candidates"} if "solve" in kernels else set()  # what both solvers share
+    assert ("reference_solve.py" in rendered) is ("solve" in kernels)
     assert {Path(path).stem for path in rendered if path.startswith("kernels/") and path.endswith(".py")} == expected
     assert set(plan.kernel_modules) == kernels | {"attend", "merge", "select"}
 

@@ -14,7 +14,7 @@ from strategies import Case
 
 NAN = float("nan")
 MOST_HEADS = 8  # KV heads of a sequence that are compared, about
-CONSTANTS = ("center", "balance", "value_center", "margin")  # fields of summaries that are no page's
+CONSTANTS = ("center", "balance", "spread", "value_center", "margin")  # fields of summaries that are no page's
 NO_PAGE = 2**30  # what the block table holds behind a sequence: no cache has such a page
 
 
@@ -94,10 +94,12 @@ class Subject:
         return length % rule["every"] == 0 and (length // rule["every"] + h) % rule["heads"] == 0
 
     def calibration(self, draw: torch.Generator) -> Any:
-        """What one layer's calibration may hold: centres, balances of 1/4 to 4, a margin."""
+        """What one layer's calibration may hold: centres, balances of 1/4 to 4, spreads of 1/4 to 5/4, a margin."""
         normal = lambda: torch.randn(self.kv_heads, self.head_dim, generator=draw)
         balance = 4 ** (2 * torch.rand(self.kv_heads, self.head_dim // 2, generator=draw) - 1)
-        return SimpleNamespace(center=normal(), balance=balance, value_center=normal(), margin=0.25)
+        given = SimpleNamespace(center=normal(), balance=balance, value_center=normal(), margin=0.25)
+        given.spread = 0.25 + torch.rand(self.kv_heads, self.head_dim, generator=draw)
+        return given
 
     @property
     def exact(self) -> bool:

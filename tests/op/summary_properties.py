@@ -37,11 +37,16 @@ def assert_summaries(subject, summaries, step, unit):
             assert ((values - rows).abs() <= error + unit * rows.abs()).all()
             continue
         most = 2 ** (routing["summary_bits"] - 1) - 1
-        scales = exact.scales[pages]
-        scales = scales[..., None, None] if scales.dim() == 2 else scales[:, :, None]
-        over = (2, 3) if exact.scales.dim() == 2 else (2,)
-        wanted = rows.abs().amax(over, keepdim=True) / (most if exact.scales.dim() == 3 else most * (1 - 2**-7))
-        slack = error.amax(over, keepdim=True)
+        scales, coded = exact.scales[pages][..., None, None], rows
+        if "spread" in type(summaries)._fields:
+            # codes are of (mean - c) / s: the difference and the quotient round once each
+            spread, center = exact.spread[:, None], exact.center[:, None]
+            coded = (rows - center) / spread
+            error = error + 4 * U * (rows - center).abs()
+        else:
+            spread = torch.ones(())
+        wanted = coded.abs().amax((2, 3), keepdim=True) / (most * (1 - 2**-7))
+        slack = (error / spread).amax((2, 3), keepdim=True)
         assert ((scales - wanted).abs() <= slack + (4 * U + unit) * wanted).all(), "a scale is not max / code_max"
         if routing["summary"] == "box":
             low, high, step_size = rows[:, :, 0], rows[:, :, 1], scales[:, :, 0] * 1.001
@@ -49,7 +54,7 @@ def assert_summaries(subject, summaries, step, unit):
             assert (low - values[:, :, 0] <= step_size).all() and (values[:, :, 1] - high <= step_size).all()
         else:
             # half a code step; the quotient rounds, and a scale rounded down lets the largest row go past the last code
-            assert ((values - rows).abs() <= scales * (0.5 + 4 * U * most + 2**-6 * unit) + error).all()
+            assert ((values - rows).abs() <= spread * scales * (0.5 + 4 * U * most + 2**-6 * unit) + error).all()
 
 
 def check_summaries(subject, case):

@@ -46,7 +46,7 @@ SPARSE = [
     ("selected_pages", lambda x: x[..., :3], ValueError, rf"{PAGES}.*got torch.int32 \[2, 2, 3\]"),
     ("selected_pages", lambda x: x.to("meta"), ValueError, "selected_pages is on meta, the other tensors on cpu"),
     ("summaries", lambda x: type(x)(x[0].float(), *x[1:]), ValueError, "summaries.codes must be contiguous torch.uint"),
-    ("summaries", lambda x: type(x)(x[0], x[1][..., :4]), ValueError, "summaries.scales must be contiguous torch.f"),
+    ("summaries", lambda x: x._replace(scales=x.scales[..., :1]), ValueError, "summaries.scales must be contiguous torch.f"),
 ]
 
 

@@ -74,6 +74,8 @@ def test_scores_mean_what_the_spec_says(subject, case):
         if routing["summary_bits"] != 16:
             scales = summaries.scales[pages][:, h].view(len(pages), -1)
             steps = scales.expand(-1, subject.head_dim)
+            if "spread" in type(summaries)._fields:
+                steps = steps * summaries.spread[h]
             slack = slack + 0.51 * scale * (q.abs() @ steps.T)
         if routing["summary"] == "mean":
             assert ((score - torch.stack([x.mean(-1) for x in of_page], -1)).abs() <= slack).all()

@@ -34,6 +34,15 @@ routing: {{pages: 128{routing}}}
 """
 
 
+LLAMA3 = """\
+name: llama3
+model: {num_q_heads: 32, num_kv_heads: 8, head_dim: 128}
+cache: {page_size: 16}
+routing: {pages: 64}
+candidates: {tokens: 512, dense_below: 1024}
+"""
+
+
 def plan_of(path: str) -> Plan:
     return make_plan(spec.load(ROOT / path))
 
@@ -44,18 +53,18 @@ def small(*lines: str, routing: str = "") -> Plan:
 
 
 def test_llama3_by_hand() -> None:
-    # H 8, d 128, b 2: K or V of a token 2048 bytes; a page: 4 rows of 64 bytes and 128 scales of 2 bytes, 8 times
-    plan = plan_of("specs/llama3_8b.yaml")
+    # H 8, d 128, b 2: K or V of a token 2048 bytes; a page: 4 rows of 64 bytes and a scale of 2 bytes, 8 times
+    plan = make_plan(spec.loads(LLAMA3, "llama3.yaml"))
     assert cost.token_bytes(plan) == 4096
-    assert cost.summary_bytes_per_page(plan) == 8 * (4 * 64 + 128 * 2) == 4096
-    assert cost.summary_bytes_per_token(plan) == 256
-    assert cost.summary_share(plan) == 1 / 16
+    assert cost.summary_bytes_per_page(plan) == 8 * (4 * 64 + 2) == 2064
+    assert cost.summary_bytes_per_token(plan) == 129
+    assert cost.summary_share(plan) == 129 / 4096
     # 4096 tokens are 256 pages; 64 of them are kept, 1024 tokens, and V of 512; tables 4 * (256 + 8 * 64)
-    assert cost.sparse_bytes(plan, 4096) == cost.StepBytes(MIB, 0, 2 * MIB, MIB, 3072)
-    assert cost.sparse_bytes(plan, 4096).total == 4 * MIB + 3072
+    assert cost.sparse_bytes(plan, 4096) == cost.StepBytes(256 * 2064, 0, 2 * MIB, MIB, 3072)
+    assert cost.sparse_bytes(plan, 4096).total == 3 * MIB + 256 * 2064 + 3072
     assert cost.dense_bytes(plan, 4096) == cost.StepBytes(0, 0, 8 * MIB, 8 * MIB, 1024)
-    # a million tokens are 65536 pages of 4096 bytes
-    assert cost.sparse_bytes(plan, 2**20) == cost.StepBytes(256 * MIB, 0, 2 * MIB, MIB, 4 * (65536 + 512))
+    # a million tokens are 65536 pages of 2064 bytes
+    assert cost.sparse_bytes(plan, 2**20) == cost.StepBytes(65536 * 2064, 0, 2 * MIB, MIB, 4 * (65536 + 512))
     # up to dense_below, which is what is routed, everything is read, and the list of pages
     assert cost.sparse_bytes(plan, 1024) == cost.StepBytes(0, 0, 2 * MIB, 2 * MIB, 4 * (64 + 512))
     assert cost.scratch_bytes(plan, 4096) == 4 * 40 * (256 + 1024)
@@ -64,7 +73,7 @@ def test_llama3_by_hand() -> None:
 
 def test_the_last_page_is_not_full() -> None:
     # 1025 tokens: 65 pages, the last with one token; 63 full pages and that one are kept
-    plan = plan_of("specs/llama3_8b.yaml")
+    plan = make_plan(spec.loads(LLAMA3, "llama3.yaml"))
     assert not cost.is_routed(plan, 1024)
     assert cost.is_routed(plan, 1025)
     assert cost.routed_tokens(plan, 1025) == 63 * 16 + 1
@@ -81,10 +90,10 @@ def test_mean_in_the_caches_type_by_hand() -> None:
 
 
 def test_all_tokens_in_float32_by_hand() -> None:
-    # H 2, d 32, b 4; a page: 4 rows of 16 bytes and 32 scales of 4 bytes, twice
+    # H 2, d 32, b 4; a page: 4 rows of 16 bytes and a scale of 4 bytes, twice
     plan = plan_of("specs/tiny.yaml")
-    assert cost.summary_bytes_per_page(plan) == 2 * (4 * 16 + 32 * 4) == 384
-    assert cost.sparse_bytes(plan, 1024) == cost.StepBytes(64 * 384, 0, 16 * KIB, 16 * KIB, 4 * (64 + 8))
+    assert cost.summary_bytes_per_page(plan) == 2 * (4 * 16 + 4) == 136
+    assert cost.sparse_bytes(plan, 1024) == cost.StepBytes(64 * 136, 0, 16 * KIB, 16 * KIB, 4 * (64 + 8))
     assert cost.scratch_bytes(plan, 1024) == 4 * 6 * 64
     assert cost.scratch_bytes(plan, 64) == 0
     assert cost.crossover(plan) == 65  # four pages are read whole; the fifth is the first that is left out
@@ -117,7 +126,7 @@ def test_sketches_by_hand(bits: int, transform: str, a_token: int) -> None:
     assert cost.sketch_bytes_per_page(plan) == 3 * 16 * a_token
     assert cost.sketch_bytes_per_page(plan, residuals=False) == 3 * 16 * (a_token - 2)
     assert cost.sketch_bytes_per_token(plan) == 3 * a_token
-    assert cost.kept_bytes_per_token(plan) == 3 * a_token + 3 * 16  # and the means of 4 tokens: 32 / 4, 64 * 2 / 16
+    assert cost.kept_bytes_per_token(plan) == 3 * a_token + 390 / 16  # and of a page 3 times 4 means of 32 bytes and a scale
     assert cost.certificate_bytes(plan, 8192) == 0
     # without a list of tokens to choose, sketches are not read
     assert cost.sparse_bytes(plan, 8192).sketches == 0
@@ -139,12 +148,12 @@ def test_a_certified_step_by_hand() -> None:
     lines = "sketch: {bits: 4}", "candidates: {tokens: 1024}"
     plan = small(*lines, "certificate: {kind: rigorous}")
     # 512 pages: means 3 (4 * 32 + 64 * 2); 128 routed pages of sketches less residuals 3 (512 + 128); K and V of 1024
-    read = cost.StepBytes(512 * 768, 128 * 1920, 3 * 128 * 1024, 3 * 128 * 1024, 4 * (512 + 3 * 128))
+    read = cost.StepBytes(512 * 390, 128 * 1920, 3 * 128 * 1024, 3 * 128 * 1024, 4 * (512 + 3 * 128))
     assert cost.sparse_bytes(plan, 8192) == read
     # every page's sketches and residuals 3 * 16 * 42, and two radii of 4 bytes a head
     assert cost.certificate_bytes(plan, 8192) == 512 * (2016 + 24) == 1_044_480
     assert cost.certificate_bytes(plan, 8191) == 512 * 2040 and cost.certificate_bytes(plan, 8193) == 513 * 2040
-    assert cost.kept_bytes_per_token(plan) == 48 + 126 + 1.5
+    assert cost.kept_bytes_per_token(plan) == 390 / 16 + 126 + 1.5
     assert cost.scratch_bytes(plan, 8192) == 4 * 12 * (512 + 2048)
     # what acts on its certificate computes it in each step
     for fallback in ("dense", "expand"):
@@ -162,7 +171,7 @@ def test_kinds_of_certificates_by_hand() -> None:
     assert cost.certificate_bytes(small(sketch, "certificate: {kind: rigorous}"), 4096) == 256 * (3 * 16 * 68 + 24)
     # an estimate scores the routed tokens by their keys
     plan = small("certificate: {kind: estimate}")
-    assert cost.sparse_bytes(plan, 4096) == cost.StepBytes(256 * 768, 0, 384 * 2048, 384 * 2048, 4 * (256 + 384))
+    assert cost.sparse_bytes(plan, 4096) == cost.StepBytes(256 * 390, 0, 384 * 2048, 384 * 2048, 4 * (256 + 384))
 
 
 def test_shares_of_audits() -> None:
@@ -181,10 +190,10 @@ def test_whole_pages_by_hand() -> None:
     plan = small("candidates: {pages: 32}")
     assert plan.token_budget and plan.kept_tokens == 512
     assert [cost.kept_tokens(plan, n) for n in (1, 512, 513, 2048, 8192)] == [1, 512, 512, 512, 512]
-    assert cost.sparse_bytes(plan, 8192) == cost.StepBytes(512 * 768, 0, 384 * 2048, 384 * 512, 4 * (512 + 384))
+    assert cost.sparse_bytes(plan, 8192) == cost.StepBytes(512 * 390, 0, 384 * 2048, 384 * 512, 4 * (512 + 384))
     by_sketch = small("candidates: {pages: 32}", "sketch: {bits: 4}")
     assert cost.sparse_bytes(by_sketch, 8192) == cost.StepBytes(
-        512 * 768, 128 * 1920, 384 * 512, 384 * 512, 4 * (512 + 384)
+        512 * 390, 128 * 1920, 384 * 512, 384 * 512, 4 * (512 + 384)
     )
 
 

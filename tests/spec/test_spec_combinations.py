@@ -43,7 +43,10 @@ def sections() -> st.SearchStrategy[dict]:
                 margin=[None, "file.json"], expand_pages=[None, 15, 16, 100],
             ),
         },
-        optional={"fallback": st.sampled_from(["capped", "dense", "expand"])},
+        optional={
+            "attention": given_keys(solver=["softmax", "entropic_projection", "frank_wolfe"], iterations=[8]),
+            "fallback": st.sampled_from(["capped", "dense", "expand"]),
+        },
     )  # fmt: skip
 
 
@@ -59,7 +62,8 @@ def broken(drawn: dict) -> set[str]:
         certificate.get("expand_pages"),
         "head" not in candidates.values(),
     )
-    by_sketch = routing.get("summary") == "sketch"
+    attention = drawn.get("attention", {})
+    by_sketch, projects = routing.get("summary") == "sketch", attention.get("solver", "softmax") != "softmax"
     none = kind == "none"
     rules = {
         "R27": none and fallback != "capped",
@@ -73,6 +77,9 @@ def broken(drawn: dict) -> set[str]:
         "R36": none and bool({"tolerance", "every", "heads"} & certificate.keys()),
         "R37": (kind == "calibrated") != (certificate.get("margin") is not None),
         "R38": most is not None and (fallback != "expand" or most < 2 * PAGES),
+        "R39": "iterations" in attention and not projects,
+        "R40": projects and tokens == "all",
+        "R43": projects and not none,
     }
     return {rule for rule, is_broken in rules.items() if is_broken}
 
@@ -96,6 +103,9 @@ def mended(drawn: dict) -> dict:
             drop(certificate, "margin") if "margin" in certificate else certificate.update(margin="file.json")
         ),
         "R38": lambda: drop(certificate, "expand_pages"),
+        "R39": lambda: drop(drawn["attention"], "iterations"),
+        "R40": lambda: (drop(candidates, "pages"), candidates.update(tokens=64)),
+        "R43": lambda: drop(drawn, "attention"),
     }
     while rules := broken(drawn):
         mend[min(rules)]()

@@ -13,9 +13,10 @@ from vashista_gen.errors import SpecError
 SPECS = Path(__file__).resolve().parents[2] / "specs"
 VALID = (SPECS / "llama3_8b.yaml").read_text(encoding="utf-8")
 FULL = (
-    VALID.replace("dense_below: 1024", "mass: 0.98, min_tokens: 64, pages: null")
+    VALID.replace("dense_below: 1024", "min_tokens: 64, pages: null")
     .replace("kind: none", "kind: rigorous, tolerance: 0.1, every: 16, heads: 2, margin: null, expand_pages: 256")
-    .replace("fallback: capped", "fallback: expand\nsketch: {bits: 4, transform: hadamard, balance: null}")
+    .replace("transform: hadamard", "transform: hadamard, balance: null")
+    .replace("fallback: capped", "fallback: expand")
 )
 FRAGMENTS = [
     *(

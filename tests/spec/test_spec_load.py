@@ -118,8 +118,8 @@ def test_what_is_read_of_calibration_files(tmp_path: Path) -> None:
     (tmp_path / "margins.json").write_text(json.dumps({"layers": [{"margin": 1}, LAYER]}), encoding="utf-8")
     loaded = spec.loads(MINIMAL + CALIBRATED, "small.yaml", tmp_path)
     first, second = loaded.calibration["layers"]
-    assert first == {key: LAYER[key] for key in ("center", "balance", "value_center")} | {"margin": 1}
-    assert second == {key: LAYER[key] for key in ("balance", "value_center", "margin", "budgets")}
+    assert first == {key: LAYER[key] for key in ("center", "balance", "value_center")} | {"margin": 1, "layer": 0}
+    assert second == {key: LAYER[key] for key in ("balance", "value_center", "margin", "budgets")} | {"layer": 1}
     assert loaded.sketch.balance == "keys.json"
     assert loaded == spec.loads(yaml.safe_dump(loaded.to_dict()), "small.yaml", tmp_path)
 
@@ -127,7 +127,7 @@ def test_what_is_read_of_calibration_files(tmp_path: Path) -> None:
 def test_a_margin_alone_and_no_calibration(tmp_path: Path) -> None:
     (tmp_path / "margins.json").write_text(json.dumps({"layers": [LAYER]}), encoding="utf-8")
     loaded = spec.loads(MINIMAL + CALIBRATED.replace(", balance: keys.json", ""), "small.yaml", tmp_path)
-    assert loaded.calibration == {"layers": [{"margin": 0.25, "budgets": [64, 128, 256]}]}
+    assert loaded.calibration == {"layers": [{"layer": 0, "margin": 0.25, "budgets": [64, 128, 256]}]}
     assert spec.loads(MINIMAL + "sketch: {bits: 4}\n", "small.yaml").calibration == {}
 
 

@@ -49,6 +49,8 @@ def test_cases_of_single_keys_are_invalid(validator, path: Path) -> None:
         ("r33_min_tokens_without_mass", False),
         ("r37_margin_of_rigorous", False),
         ("r37_not_a_file_name", False),
+        ("r39_iterations", False),
+        ("r43_solver_with_certificate", True),
         ("r37_no_margin", True),  # what ties sections together is the loader's
         ("r33_mass_of_all_tokens", True),
     ],

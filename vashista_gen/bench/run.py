@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from vashista_gen.bench import require as asked
+from vashista_gen.errors import UsageError
 from vashista_gen.plan import cost, make_plan
 from vashista_gen.spec import load
 
@@ -23,11 +24,16 @@ def main(
     """Measures the spec's generated package on this machine; prints tables, writes bench.csv, .json and .png.
 
     Returns 0, or 1 where a result is wrong (it then has no time) or a required ratio is missed. Raises UsageError for
-    a bad requirement or device and a package that is not generated, DriftError for one made from another spec,
-    MissingEnvironmentError where the device or a compiler is missing.
+    a bad requirement or device, a solver other than softmax and a package that is not generated, DriftError for one
+    made from another spec, MissingEnvironmentError where the device or a compiler is missing.
     """
     requirements = [asked.requirement(text) for text in require]
     loaded = load(spec)
+    if loaded.attention.solver != "softmax":
+        raise UsageError(
+            f"{spec}: solver {loaded.attention.solver} is another operator than the softmax attention compared here",
+            "set attention.solver to softmax; tests/op/test_solvers.py holds solvers against the theory",
+        )
     import torch
 
     from vashista_gen.bench import cases, cold, machine, report, results

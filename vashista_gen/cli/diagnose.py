@@ -32,6 +32,9 @@ def diagnose(
     hull: Annotated[
         bool, typer.Option(help="Also project a query of each KV head on the keys' hull, as the paper does.")
     ] = True,
+    certificate: Annotated[
+        bool, typer.Option("--certificate", help="Only hold the spec's certificate against the truth.")
+    ] = False,
 ) -> int:
     """Show what a model's attention needs by layer and head, what a spec keeps of it, and suggest a spec."""
     from vashista_gen.cli.console import output as console
@@ -41,5 +44,5 @@ def diagnose(
     contexts = parse_contexts(context) if context else None
     return main(
         output, console(), model=model, tensors=tensors, texts=text or (), spec=spec, contexts=contexts,
-        queries=queries, windows=windows, budget=budget, hull=hull,
+        queries=queries, windows=windows, budget=budget, hull=hull, certificate=certificate,
     )  # fmt: skip

@@ -77,6 +77,9 @@ def _bytes(console: Console, plan: Plan, contexts: tuple[int, ...]) -> None:
         )
     if plan.certified:
         _paragraph(console, _certificate(plan))
+    if plan.projects:
+        times = cost.key_passes(plan)
+        _paragraph(console, f"The solver goes over token K {times} times, mostly out of the L2 cache: they count once.")
     if plan.spec.candidates.mass is not None:
         _paragraph(console, "Token K and V are at most this: a mass is often reached by fewer tokens.")
     if plan.spec.candidates.tokens is not None and plan.spec.candidates.share == "head" and plan.spec.group_size > 1:
@@ -141,8 +144,8 @@ def _tiles(console: Console, plan: Plan) -> None:
     _paragraph(
         console,
         "Tile tokens: of one tile of the attention kernels; score pages: of one tile of page scores. Shared: memory "
-        "that a block of an attention kernel needs at most, and one that summarises or scores pages, of what a block "
-        "can have.",
+        f"that a block of an attention kernel{' or solver' if plan.projects else ''} needs at most, and one that "
+        "summarises or scores pages, of what a block can have.",
     )
 
 

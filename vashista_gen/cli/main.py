@@ -187,6 +187,20 @@ app.command()(calibrate)
 
 
 @app.command()
+def verify(
+    specs: Specs = None,
+    device: Annotated[str | None, typer.Option(metavar="cpu|cuda", help="cuda if there is one, else cpu.")] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write what was seen to verified.json beside the package.")
+    ] = False,
+) -> None:
+    """Run generated kernels on a device against the reference, poisoned outputs, twice and from a CUDA graph."""
+    from vashista_gen.cli.verify import run
+
+    run(specs, device, record)
+
+
+@app.command()
 def doctor() -> int:
     """Say what this machine has of what the work needs, and the next command for what is missing."""
     from vashista_gen.cli.doctor import run

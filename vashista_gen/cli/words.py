@@ -27,6 +27,7 @@ KERNELS = {
     "score_tokens": Kernel("step", "q, K of the selected pages", "a score for each query head and token"),
     "choose_tokens": Kernel("step", "token scores", "selected_tokens, and which heads keep each"),
     "attend_tokens": Kernel("step", "q, K and V of the selected tokens, block_table", "out and lse of each split"),
+    "solve_tokens": Kernel("step", "q, K of the selected tokens in each iteration, their V once", "out and gap"),
     "bound_tokens": Kernel(
         "certificate", "sketches and residuals of every token", "the omitted tokens' mass, in parts"
     ),
@@ -55,7 +56,6 @@ _SUMMARIES = {
     "box": "the least and the greatest value of its keys in each channel (box weight {box_weight:g})",
 }
 _SCALES = {
-    "page_channel": "{bits}-bit codes with a scale for each page and channel",
     "page": "{bits}-bit codes with a scale for each page",
     None: "{dtype}",
 }
@@ -78,6 +78,7 @@ _FALLBACKS = {
     "{most:,} pages, then attended to in whole, on the device.",
     "capped": "A head that fails keeps its result, and the flag says so.",
 }
+_SOLVERS = {"entropic_projection": "mirror descent", "frank_wolfe": "pairwise Frank-Wolfe"}
 _REDUCES = {
     "softmax_sum": "add up their softmaxes over the pages",
     "max": "take the greatest of their scores",
@@ -92,6 +93,8 @@ def kernels(plan: Plan) -> list[tuple[str, Kernel]]:
         if plan.scores_by_sketch:
             by_sketch["score_pages"] = "prepared queries, sketches of every page, block_table"
         named = [(name, replace(kernel, reads=by_sketch.get(name, kernel.reads))) for name, kernel in named]
+    if plan.projects:
+        named = [(name, replace(kernel, when="dense") if name == "merge_splits" else kernel) for name, kernel in named]
     return sorted(named, key=lambda item: list(WHEN).index(item[1].when))
 
 
@@ -152,7 +155,7 @@ def routing(plan: Plan) -> str:
 def candidates(plan: Plan) -> str:
     """Which tokens are attended to, and with what weights."""
     spec = plan.spec
-    weights = f"Weights: softmax(s / {spec.attention.epsilon:g}), s = {spec.model.sm_scale:.6g} <q, k>."
+    weights = _weights(plan)
     chosen = spec.candidates
     if not plan.token_budget:
         return f"All their tokens are attended to. {weights}"
@@ -176,9 +179,25 @@ def candidates(plan: Plan) -> str:
     )
 
 
+def _weights(plan: Plan) -> str:
+    """How the weights of the candidates are computed."""
+    scale, attention = f"{plan.spec.model.sm_scale:.6g}", plan.spec.attention
+    if not plan.projects:
+        return f"Weights: softmax(s / {attention.epsilon:g}), s = {scale} <q, k>."
+    return (
+        f"Weights: a on the simplex with the least {plan.objective}, q' = {scale} q, after {attention.iterations} "
+        f"iterations of {_SOLVERS[attention.solver]}: a projection on the candidates' hull, another operator than softmax."
+    )
+
+
 def certificate(plan: Plan) -> str:
     """What a step says of the tokens left out, and what it does about it."""
     spec = plan.spec
+    if plan.projects:
+        return (
+            "The second result is a gap: how far the weights are at most from the best on these candidates, rounding "
+            "included. What the tokens left out would change is not stated. decode_dense is softmax."
+        )
     if not plan.certified:
         return "No certificate: what the tokens left out weigh is not stated."
     certificate = spec.certificate

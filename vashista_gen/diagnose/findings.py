@@ -26,13 +26,19 @@ class Findings:
     there is one. Each layer is added once for each document, with the same positions.
     """
 
-    def __init__(self, contexts: list[int], budget: int, package: Any = None, *, with_hull: bool = True) -> None:
+    def __init__(
+        self, contexts: list[int], budget: int, package: Any = None, *, with_hull: bool = True, certificate: bool = False
+    ) -> None:
+        self.only_certificate = certificate
         self.contexts, self.budget, self.package, self.with_hull = sorted(contexts), budget, package, with_hull
         self._seen: dict[str, dict[int, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
         self._contexts: dict[int, list[int]] = defaultdict(list)  # of each query of a layer, over all documents
 
     def add(self, layer: Layer) -> None:
         """Computes the figures of one layer over one document."""
+        if self.only_certificate:
+            self._note(layer, Step(self.package, layer).certificate())
+            return
         support = effective_support(layer, self.budget)
         found = {"each": support.each, "group": support.group, "oracle": support.kept}
         routed = None
@@ -47,6 +53,9 @@ class Findings:
             found["kept_pinned"] = step.kept_mass(found_anchors.tokens)
         if self.with_hull and layer.number not in self._seen["face"]:  # the first document alone: seconds for each head
             found["face"] = np.array(hull.faces(layer, len(layer.positions) - 1)).T[:, :, None]
+        self._note(layer, found)
+
+    def _note(self, layer: Layer, found: dict[str, Any]) -> None:
         for name, values in found.items():
             self._seen[name][layer.number].append(np.asarray(values))
         self._contexts[layer.number] += [context_of(int(p), self.contexts) for p in layer.positions]
@@ -95,6 +104,8 @@ class Findings:
     def summary(self) -> dict[str, Any]:
         """Everything the table, the picture and the recommendation need, as plain numbers."""
         last = self.contexts[-1]
+        if self.only_certificate:
+            return {"contexts": self.contexts, "layers": self.layers, "certificate": self._certificate(last)}
         medians, safe, exponents, kept = self.medians(0.95), self.safe(), self.exponents(), self.kept()
         result: dict[str, Any] = {
             "contexts": self.contexts,

@@ -85,20 +85,37 @@ class Step:
         """The step's certificate against the truth; {} for a spec without one. Each [heads, queries].
 
         certified: bool; leakage: the certificate's delta; mass_omitted: the true delta; slack: log of the omitted mass
-        as certified - log of the true one, nats (below 0: an estimate that is too low). Slack is NaN where the true
-        delta is below 1e-5, since it is the difference of two float32 sums.
+        as certified - log of the true one, nats (below 0: an estimate that is too low), NaN where nothing is omitted. The
+        truth is a sum over the tokens that the step does not list, in float64.
         """
         if self.package.SPEC.get("certificate", {}).get("kind", "none") == "none":
             return {}
         _, lse, certificate = self.decode(return_certificate=True)
-        omitted = log_omitted(lse.T.double(), lse_of_all(self.layer))
         total = lse_of_all(self.layer)
+        omitted = self._log_omitted()
         return {
             "certified": certificate.certified.T.clone(),
             "leakage": certificate.leakage.T.double(),
             "mass_omitted": (omitted - total).exp(),
-            "slack": torch.where(omitted - total > FLOOR, certificate.log_omitted.T.double() - omitted, torch.nan),
+            "slack": torch.where(omitted > float("-inf"), certificate.log_omitted.T.double() - omitted, torch.nan),
         }
+
+
+    def _log_omitted(self) -> torch.Tensor:
+        """log sum of exp(s_j) over the tokens that the step does not list, float64 [heads, queries], -inf for none."""
+        q, k_cache, _, table, lens = self.tensors
+        listed, bits, _ = self.package.select_tokens(q, k_cache, table, lens, self.summaries)
+        group = self.layer.q.shape[0] // self.layer.k.shape[0]
+        parts = []
+        for head in range(self.layer.k.shape[0]):
+            weights = self.layer.log_weights(head, torch.float64)  # [group, queries, tokens]
+            for g in range(group):
+                kept = torch.zeros(len(lens), weights.shape[-1] + 1, dtype=torch.bool)
+                # -1, the padding, and tokens that another head keeps fall into the last column
+                mine = ((bits[:, head] >> g) & 1 == 1) & (listed[:, head] >= 0)
+                kept.scatter_(1, torch.where(mine, listed[:, head], weights.shape[-1]).long(), True)
+                parts.append(torch.logsumexp(weights[g].masked_fill(kept[:, :-1], float("-inf")), dim=-1))
+        return torch.stack(parts)
 
 
 FLOOR = torch.tensor(1e-5, dtype=torch.float64).log().item()  # log delta below which float32 lse cannot tell it

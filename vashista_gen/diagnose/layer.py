@@ -31,12 +31,13 @@ class Layer:
         """Query heads of one KV head."""
         return self.q.shape[0] // self.k.shape[0]
 
-    def log_weights(self, head: int) -> torch.Tensor:
-        """Logits of a KV head's group over all tokens, float32 [group, queries, tokens]; -inf after the query."""
+    def log_weights(self, head: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Logits of a KV head's group over all tokens, float32 or `dtype` [group, queries, tokens]; -inf after the query."""
         import torch
 
         queries = self.q[head * self.group_size : (head + 1) * self.group_size]
-        logits = (queries @ self.k[head].T) * self.sm_scale
+        dtype = dtype or self.q.dtype
+        logits = (queries.to(dtype) @ self.k[head].T.to(dtype)) * self.sm_scale
         later = torch.arange(self.k.shape[1])[None, :] > self.positions[:, None]
         return logits.masked_fill_(later, float("-inf"))
 

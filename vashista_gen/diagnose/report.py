@@ -8,8 +8,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from vashista_gen.diagnose.findings import CLEAR
-from vashista_gen.diagnose.findings import FLAT, SAFE_MASS, SAFE_QUERIES
+from vashista_gen.diagnose.findings import CLEAR, FLAT, SAFE_MASS, SAFE_QUERIES
 
 
 def contexts(result: dict[str, Any]) -> Table:
@@ -84,7 +83,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
             f"{face['softmax_mass']['median']:.0%} of the softmax lies on it, so it is another operator."
         )
     if "certificate" in result:
-        lines.append(_certificate(result["certificate"]))
+        lines.append(certificate_sentence(result["certificate"]))
     if result["windowed_layers"]:
         lines.append(f"Not looked at, since they see a sliding window: layers {result['windowed_layers']}.")
     return lines
@@ -117,7 +116,8 @@ def _anchors(result: dict[str, Any]) -> str:
     return text
 
 
-def _certificate(found: dict[str, Any]) -> str:
+def certificate_sentence(found: dict[str, Any]) -> str:
+    """How a certificate does against the truth."""
     slack = found["slack_nats"]
     text = f"Certificate ({found['kind']}): {found['share_certified']:.1%} of the steps certified"
     if found["share_truly_within"] is not None:

@@ -22,11 +22,12 @@ BUDGET = 1024  # tokens, where no spec says
 def main(
     output: Path, console: Console, *, model: str | None = None, tensors: Path | None = None, texts: Sequence[str] = (),
     spec: Path | None = None, contexts: Sequence[int] | None = None, queries: int = 16, windows: int = 1,
-    budget: int = BUDGET, hull: bool = True,
+    budget: int = BUDGET, hull: bool = True, certificate: bool = False,
 ) -> int:  # fmt: skip
     """Looks at a model over texts, or at a file of tensors; prints tables and a spec; writes JSON, picture and spec.
 
-    queries: for each context and document; windows: documents of each text. Returns 0. Raises UsageError for wrong
+    queries: for each context and document; windows: documents of each text; certificate: hold the spec's certificate
+    against the truth, and nothing else. Returns 0. Raises UsageError for wrong
     inputs or lengths, SpecError where the model's shape cannot be compiled, DriftError for a stale package,
     MissingEnvironmentError where a package is missing.
     """
@@ -38,12 +39,22 @@ def main(
         raise MissingEnvironmentError("matplotlib is not installed", "pip install matplotlib")
     from vashista_gen.diagnose import picture, recommend, report
 
+    if certificate and (spec is None or tensors is not None):
+        raise UsageError("--certificate needs --model and --spec", "vashista-gen diagnose --model smollm2 --spec SPEC --certificate")
     with _package(spec) as package:
         budget = budget if package is None else kept_tokens(package.SPEC)
+        if certificate and package.SPEC["certificate"]["kind"] == "none":
+            raise UsageError(f"{spec} has no certificate", "set certificate.kind in it")
         if tensors is not None:
             result, shape = _of_tensors(tensors, package, budget, console, hull)
         else:
-            result, shape = _of_model(model, texts, package, budget, console, contexts, queries, windows, hull)
+            result, shape = _of_model(model, texts, package, budget, console, contexts, queries, windows, hull, certificate)
+    if certificate:
+        console.print(report.certificate_sentence(result["certificate"]), highlight=False, soft_wrap=True)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "certificate.json").write_text(json.dumps(_finite(result), indent=1) + "\n", encoding="utf-8")
+        console.print(f"wrote {output / 'certificate.json'}", highlight=False, soft_wrap=True)
+        return 0
     result["spec"] = package.SPEC["name"] if package else None
     result["group_size"] = shape["num_q_heads"] // shape["num_kv_heads"]
     text = recommend.recommend(result, name=recommend.spec_name(result["model"]), **shape)
@@ -82,7 +93,7 @@ def kept_tokens(spec: dict[str, Any]) -> int:
     return (candidates.get("pages") or spec["routing"]["pages"]) * page_size
 
 
-def _of_model(model, texts, package, budget, console, contexts, queries, windows, hull) -> tuple[dict, dict]:
+def _of_model(model, texts, package, budget, console, contexts, queries, windows, hull, certificate) -> tuple[dict, dict]:
     from vashista_gen.diagnose import models
     from vashista_gen.diagnose import texts as sources
     from vashista_gen.diagnose.findings import Findings
@@ -99,7 +110,7 @@ def _of_model(model, texts, package, budget, console, contexts, queries, windows
         )
     step = package.SPEC["cache"]["page_size"] if package else 16
     positions = query_positions(lengths, queries, step)
-    findings = Findings(lengths, budget, package, with_hull=hull)
+    findings = Findings(lengths, budget, package, with_hull=hull, certificate=certificate)
     documents = [one for text in given for one in sources.windows(loaded.tokenizer, text, lengths[-1], windows)]
     stages = show.Stages(console)
     for document in documents:

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 
 from vashista_gen.plan.plan import Plan
-from vashista_gen.spec.footprint import ITEM_BYTES, attention_tile, page_kernels
+from vashista_gen.spec.footprint import ITEM_BYTES, attention_tile, page_kernels, solver_bytes
 
 INDEX_BYTES = 4  # int32 entries of block_table and selected_pages
 SCRATCH_BYTES = 4  # float32 scores, logits and weights
@@ -55,14 +55,13 @@ def token_bytes(plan: Plan) -> int:
 def summary_bytes_per_page(plan: Plan) -> int:
     """H (rows d bits/8 + scales b): bytes of one page's summary; 0 where sketches are its summary.
 
-    rows = plan.summary_rows; 16 bits are an item of the cache (b bytes); scales: d where each channel of a page has
-    one, 1 where a page has one, none for 16 bits.
+    rows = plan.summary_rows; 16 bits are an item of the cache (b bytes); one scale a page, none for 16 bits.
     """
     if plan.scores_by_sketch:
         return 0
     head_dim, bits = plan.spec.model.head_dim, plan.spec.routing.summary_bits
     row = head_dim * item_bytes(plan) if bits == 16 else head_dim * bits // 8
-    scales = {"page_channel": head_dim, "page": 1, None: 0}[plan.summary_scale]
+    scales = {"page": 1, None: 0}[plan.summary_scale]
     return plan.spec.model.num_kv_heads * (plan.summary_rows * row + scales * item_bytes(plan))
 
 
@@ -151,6 +150,19 @@ def kept_tokens(plan: Plan, context: int) -> int:
     return min(routed, lists * plan.kept_tokens)
 
 
+def weighted_tokens(plan: Plan, context: int) -> int:
+    """Tokens whose V is read for one KV head, at most: all kept; by frank_wolfe iterations + 1 a query head."""
+    attention, kept = plan.spec.attention, kept_tokens(plan, context)
+    if attention.solver != "frank_wolfe":
+        return kept
+    return min(kept, plan.spec.group_size * ((attention.iterations or 0) + 1))
+
+
+def key_passes(plan: Plan) -> int:
+    """How often a step goes over the candidates' K: a projection once an iteration and three times around them."""
+    return (plan.spec.attention.iterations or 0) + 3 if plan.projects else 1
+
+
 def dense_bytes(plan: Plan, context: int) -> StepBytes:
     """K and V of every token, H d b context each, and a block table entry of 4 bytes a page."""
     half = token_bytes(plan) // 2 * context
@@ -162,9 +174,9 @@ def sparse_bytes(plan: Plan, context: int) -> StepBytes:
 
     Summaries of every page (or every sketch, when pages are scored by sketches) if pages are scored. With a token
     budget, or to certify what is left out, the routed tokens are scored by their sketches, or by their keys,
-    H d b routed_tokens, which are then counted under keys. H d b kept_tokens each for K and V; 4 bytes a page for
-    block_table and 4 H P for selected_pages. A step that acts on its certificate reads certificate_bytes as well; what
-    a row that fails reads again is not counted.
+    H d b routed_tokens, which are then counted under keys. H d b kept_tokens for K, H d b weighted_tokens for V; 4
+    bytes a page for block_table and 4 H P for selected_pages. A step that acts on its certificate reads
+    certificate_bytes as well; what a row that fails reads again is not counted.
     """
     model, pages = plan.spec.model, pages_of(plan, context)
     half = token_bytes(plan) // 2
@@ -181,7 +193,7 @@ def sparse_bytes(plan: Plan, context: int) -> StepBytes:
         sketches=sketches,
         # keys scored exactly are read again for the tokens kept, mostly out of the L2 cache: they count once
         keys=max(keys, half * kept_tokens(plan, context)),
-        values=half * kept_tokens(plan, context),
+        values=half * weighted_tokens(plan, context),
         tables=INDEX_BYTES * (pages + model.num_kv_heads * plan.spec.routing.pages),
         certificate=certificate_bytes(plan, context) if plan.retries else 0,
     )
@@ -200,12 +212,17 @@ def scratch_bytes(plan: Plan, context: int) -> int:
 
 
 def shared_bytes(plan: Plan, target: str) -> tuple[int, int]:
-    """(attention kernels, kernels that hold whole pages): bytes of shared memory a block at most, on a cuda target."""
+    """(attention kernels and solver, kernels that hold whole pages): most bytes of shared memory a block, on cuda."""
     routing, cache, model = plan.spec.routing, plan.spec.cache, plan.spec.model
     pages = page_kernels(
         routing.summary, routing.subpage, cache.page_size, model.head_dim, model.dtype, plan.tile_tokens_cuda
     )
-    return attention_tile(cache.page_size, model.head_dim, model.dtype, target).shared_bytes, max(pages.values())
+    attention = attention_tile(cache.page_size, model.head_dim, model.dtype, target).shared_bytes
+    if plan.projects:
+        solver, iterations = plan.spec.attention.solver, plan.spec.attention.iterations or 0
+        tokens, group = plan.tile_tokens_cuda, plan.spec.group_size
+        attention = max(attention, solver_bytes(solver, iterations, tokens, group, model.head_dim, model.dtype))
+    return attention, max(pages.values())
 
 
 def time_bound(read: int, bandwidth: float) -> float:

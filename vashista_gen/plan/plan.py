@@ -11,6 +11,7 @@ from vashista_gen.spec.footprint import attention_tile, pages_scored, summary_ro
 TILE_TOKENS_C = 16  # one zmm register of float32 logits; the smallest page
 SCORE_ROWS_C = 64  # summary rows of one tile: 16 KiB at head_dim 64, and whole vectors of page scores
 MIN_TILE_TOKENS = 32
+CONSTANT_FIELDS = ("center", "balance", "spread", "value_center", "margin")  # of summaries: no page's
 MOST_SUMS = 256  # channels times tiles of 8 query heads whose sums one warp holds: half a lane's registers
 
 
@@ -20,7 +21,7 @@ class Plan:
 
     summary_rows   rows a page's summary has (groups of `subpage` tokens; lower and upper corner of a box)
     summary_width  stored elements of one row: head_dim, or half of it when two 4-bit codes share a byte
-    summary_scale  what one scale of the integer codes covers: "page_channel", "page", None for 16 bits
+    summary_scale  what one scale of the integer codes covers: "page", None for 16 bits
     tile_tokens_*  tokens (or summary rows) of one tile on a GPU and on the C target
     score_pages_*  pages of one tile of the score kernel
     dense_below    contexts up to this many tokens keep every token of the routed pages
@@ -62,6 +63,11 @@ class Plan:
     def scores_by_sketch(self) -> bool:
         """Whether pages are scored by their tokens' sketches: there are no page summaries then."""
         return self.spec.routing.summary == "sketch"
+
+    @property
+    def centred(self) -> bool:
+        """Whether a summary's codes are of (mean - c) / s, with a centre c and a spread s for each KV head and channel."""
+        return self.spec.routing.summary == "subpage_mean" and self.spec.routing.summary_bits in (8, 4)
 
     @property
     def certified(self) -> bool:
@@ -108,8 +114,26 @@ class Plan:
         return (most // self.spec.routing.pages).bit_length() - 1
 
     @property
+    def projects(self) -> bool:
+        """Whether the candidates' weights come from a projection and not from softmax."""
+        return self.spec.attention.solver != "softmax"
+
+    @property
+    def second_result(self) -> str:
+        """What a step returns beside its output: the log-sum-exp of the kept logits, or a projection's duality gap."""
+        return "gap" if self.projects else "lse"
+
+    @property
+    def objective(self) -> str:
+        """What a projection's weights a make least, for docstrings."""
+        entropy = f" + {self.spec.attention.epsilon:g} sum_j a_j log a_j"
+        fit = "1/2 ||sum_j a_j k_j - q'||^2"
+        return fit + entropy if self.spec.attention.solver == "entropic_projection" else fit
+
+    @property
     def kernels(self) -> tuple[str, ...]:
         """Names of the package's kernels, in the order a decode step runs them."""
+        attend = "solve_tokens" if self.projects else "attend_tokens"
         bound = "estimate_omitted" if self.spec.certificate.kind == "estimate" else "bound_tokens"
         return (
             *(() if self.scores_by_sketch else ("summarize",)),
@@ -117,7 +141,7 @@ class Plan:
             *(("measure_pages",) if self.certified else ()),
             *(("prepare_queries",) if self.sketch else ()),
             *("score_pages", "select_pages", "order_pages"),
-            *(("score_tokens", "choose_tokens", "attend_tokens") if self.token_list else ("attend_pages",)),
+            *(("score_tokens", "choose_tokens", attend) if self.token_list else ("attend_pages",)),
             *((bound, "certify") if self.certified else ()),
             *(("attend_failed", "merge_failed") if self.retries else ()),
             *("attend_dense", "merge_splits", "merge_states"),
@@ -131,14 +155,16 @@ class Plan:
             *pages,
             *(("sketch_codes", "sketch_scales", "sketch_residuals") if self.sketch else ()),
             *(("radii",) if self.certified else ()),
-            *(("center", "balance") if self.sketch else ()),
+            *(("center",) if self.sketch or self.centred else ()),
+            *(("balance",) if self.sketch else ()),
+            *(("spread",) if self.centred else ()),
             *(("value_center", "margin") if self.certified else ()),
         )
 
     @property
     def renewed_fields(self) -> int:
         """How many of `summary_fields` hold something of every page."""
-        return len([name for name in self.summary_fields if name not in ("center", "balance", "value_center", "margin")])
+        return len([name for name in self.summary_fields if name not in CONSTANT_FIELDS])
 
     @property
     def summary_schema(self) -> str:
@@ -155,6 +181,7 @@ class Plan:
             *(("sketch",) if self.sketch and not self.scores_by_sketch else ()),
             *(("tokens",) if self.token_list else ()),
             *(("certify",) if self.certified else ()),
+            *(("solve",) if self.projects else ()),
         )
 
     @property
@@ -236,6 +263,8 @@ class Plan:
             values["AUDIT_HEADS"] = spec.certificate.heads
         if self.retries:
             values["EXPAND_ROUNDS"] = self.expand_rounds
+        if self.projects:
+            values["ITERATIONS"] = spec.attention.iterations
         return values
 
 
@@ -252,12 +281,11 @@ def make_plan(spec: Spec) -> Plan:
         ),
         default=MIN_TILE_TOKENS,
     )
-    scale = "page_channel" if routing.summary == "subpage_mean" else "page"
     return Plan(
         spec=spec,
         summary_rows=rows,
         summary_width=spec.model.head_dim // (2 if routing.summary_bits == 4 else 1),
-        summary_scale=scale if routing.summary_bits in (8, 4) else None,
+        summary_scale="page" if routing.summary_bits in (8, 4) else None,
         tile_tokens_cuda=tile_cuda,
         tile_tokens_c=TILE_TOKENS_C,
         score_pages_cuda=scored(tile_cuda),

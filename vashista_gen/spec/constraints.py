@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from vashista_gen.spec.fields import Values
-from vashista_gen.spec.footprint import attention_tile, page_kernels
+from vashista_gen.spec.footprint import attention_tile, page_kernels, solver_bytes
+from vashista_gen.spec.hardware import hardware_of
 from vashista_gen.spec.model import Spec
 from vashista_gen.spec.report import Report, listed
 from vashista_gen.spec.setting import Setting, settings_of
@@ -37,7 +38,7 @@ def _check(rule: str, *needs: str) -> Callable[[Callable[..., Problems]], Callab
 
 
 def check_constraints(values: Values, report: Report) -> None:
-    """Record a problem for each broken rule among R9 to R38 that concerns more than the value of one key."""
+    """Record a problem for each broken rule among R9 to R43 that concerns more than the value of one key."""
     _check_only_with(values, report)
     for check in _CHECKS:
         if all(key in values for key in check.needs):
@@ -298,3 +299,54 @@ def _pages_fit(
                 f"{needs[kernel]} bytes of shared memory a block, {target} has {tile.available_bytes}",
                 f"remove {target} from targets, or set {other}",
             )
+
+
+@_check("R40", "attention.solver", "candidates.tokens")
+def _solver_has_a_list(solver: str, tokens: int | None) -> Problems:
+    if solver != "softmax" and tokens is None:
+        message = f"solver {solver} reads its candidates once an iteration, and tokens: all has no list of them"
+        yield "attention.solver", message, "set candidates.tokens to a number, such as 512"
+
+
+@_check("R41", "attention.solver", "model.logits_soft_cap")
+def _solver_has_no_soft_cap(solver: str, soft_cap: float | None) -> Problems:
+    if solver != "softmax" and soft_cap is not None:
+        message = f"logits_soft_cap {soft_cap:g} has no meaning with solver {solver}, which has no logits"
+        yield "attention.solver", message, "set attention.solver to softmax, or remove model.logits_soft_cap"
+
+
+@_check(
+    "R42", "attention.solver", "attention.iterations", "targets", "cache.page_size", "model.num_q_heads",
+    "model.num_kv_heads", "model.head_dim", "model.dtype",
+)  # fmt: skip
+def _solver_fits(
+    solver: str,
+    iterations: int | None,
+    targets: tuple[str, ...],
+    page_size: int,
+    num_q_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: str,
+) -> Problems:
+    for target in targets:
+        group = num_q_heads // num_kv_heads
+        if solver == "softmax" or target == "c" or not 1 <= group <= 16:
+            continue
+        tokens = attention_tile(page_size, head_dim, dtype, target).tokens
+        needed = solver_bytes(solver, iterations or 0, tokens, group, head_dim, dtype)
+        available = hardware_of(target).shared_bytes_per_block
+        if needed > available:
+            yield (
+                f"targets[{target}]",
+                f"solver {solver} (head_dim {head_dim}, group size {group}, {dtype}) needs {needed} bytes of shared "
+                f"memory a block, {target} has {available}",
+                f"remove {target} from targets, or set attention.solver to softmax",
+            )
+
+
+@_check("R43", "attention.solver", "certificate.kind")
+def _solver_has_no_certificate(solver: str, kind: str) -> Problems:
+    if solver != "softmax" and kind != "none":
+        message = f"kind {kind} states the softmax mass left out, and solver {solver} has none: it returns a gap"
+        yield "certificate.kind", message, "set certificate.kind to none, or attention.solver to softmax"

@@ -95,5 +95,19 @@ def page_kernels(
     return found
 
 
+def solver_bytes(solver: str, iterations: int, tokens: int, group_size: int, head_dim: int, dtype: str) -> int:
+    """Shared memory of a block of the solver's kernel, bytes, with a tile of `tokens` candidates.
+
+    tile [tokens, d], query rows high and low [16, d] each, d = head_dim rounded up to a multiple of 32; float32 vectors
+    [group_size, head_dim] and 16 numbers a row and candidate. entropic_projection: 6 vectors, and weights high and low
+    [16, tokens]; frank_wolfe: 1 vector, and 4 numbers for each of iterations + 1 candidates in use.
+    """
+    padded = _padded(head_dim, 32)
+    shared = (tokens * padded + 2 * ROWS * padded) * ITEM_BYTES[dtype] + 16 * 4 * (ROWS + tokens)
+    if solver == "frank_wolfe":
+        return shared + 4 * group_size * (head_dim + 4 * (iterations + 1))
+    return shared + 2 * ROWS * tokens * ITEM_BYTES[dtype] + 4 * 6 * group_size * head_dim
+
+
 def _padded(extent: int, step: int) -> int:
     return -(-extent // step) * step

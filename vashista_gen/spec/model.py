@@ -235,9 +235,27 @@ class CandidatesSpec:
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """The weights of the candidates: p = softmax(s / epsilon)."""
+    """The weights of the candidates: p = softmax(s / epsilon), or a projection of sm_scale q on the keys' hull.
 
-    solver: str = setting(str, "How the weights are computed.", default="softmax", choices=("softmax",))
+    entropic_projection  min over the simplex of 1/2 ||sum a_j k_j - sm_scale q||^2 + epsilon sum a_j log a_j
+    frank_wolfe          the same without the last term; epsilon then only tempers the choice of candidates
+    """
+
+    solver: str = setting(
+        str,
+        "How the weights are computed.",
+        default="softmax",
+        choices=("softmax", "entropic_projection", "frank_wolfe"),
+    )
+    iterations: int | None = setting(
+        int,
+        "Iterations of a projection's solver, each one pass over the candidates.",
+        default=32,
+        low=1,
+        high=256,
+        unless=("solver", "softmax"),
+        only_rule="R39",
+    )
     epsilon: float = setting(
         float,
         "Temperature: weights are softmax(s / epsilon); 1 is ordinary attention.",

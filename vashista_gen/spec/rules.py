@@ -81,6 +81,13 @@ _SENTENCES = {
         "and certificate.margin is given with kind calibrated and only then.",
         "certificate.expand_pages is given only with fallback expand and is at least twice routing.pages.",
     ),
+    "Solvers": (
+        "attention.iterations is given only with solver entropic_projection or frank_wolfe.",
+        "A solver other than softmax needs a number of candidates.tokens: it reads its candidates once an iteration.",
+        "A solver other than softmax has no logits to cap: logits_soft_cap is null.",
+        "The state of a solver other than softmax fits the shared memory of every cuda target.",
+        "A solver other than softmax has certificate.kind none: its gap takes the certificate's place.",
+    ),
 }
 
 RULES: dict[str, Rule] = {}

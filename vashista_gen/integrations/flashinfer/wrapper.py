@@ -61,6 +61,12 @@ class SparseDecodeWithPagedKVCacheWrapper:
         self.summaries = SummaryStore(package) if summaries is None else summaries
         self._spec = package.SPEC
         self._same("kv_layout", kv_layout, self._spec["cache"]["layout"], "cache.layout")
+        solver = self._spec["attention"]["solver"]
+        if solver != "softmax":
+            raise UsageError(
+                f"{self._spec['name']} computes a projection ({solver}), no softmax, and returns no lse",
+                "generate a package with attention.solver: softmax",
+            )
         if self.summaries.package is not package:
             raise UsageError("the SummaryStore is of another package", "make one store for each package")
         self._buffers = (paged_kv_indptr_buffer, paged_kv_indices_buffer, paged_kv_last_page_len_buffer)
