@@ -27,8 +27,8 @@ SKETCH_FAMILIES = (
     *FAMILIES,
     "tiny",  # norms of about 1e-25
     "spread",  # norms from 1e-25 to 1e15
-    "orthogonal",  # long queries and keys whose products nearly cancel; one distinct key, or three for odd seeds
-    "common_value",  # values that differ little from one that is 1000 times as long
+    "orthogonal",  # long queries and keys whose products nearly cancel; one distinct key, or three
+    "common_value",  # values that differ little from one that is a million times as long
 )
 
 

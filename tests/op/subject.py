@@ -314,12 +314,17 @@ def _tensors(subject, family, lengths, draw, seed):
     elif family == "orthogonal":
         distinct = 1000 * torch.where(normal(1 + 2 * (seed % 2), heads, d) > 0, 1.0, -1.0)
         keys = [distinct[torch.randint(0, len(distinct), (len(k),), generator=draw)] for k in keys]
+        if seed % 4 == 2:  # the last tokens, always kept, are long: their logits are off, those of the others are not
+            for k in keys:
+                k[:-16] *= 1e-9
         basis = torch.linalg.qr(distinct.double().permute(1, 2, 0)).Q  # [heads, d, distinct]
         grouped = q.double().view(len(lengths), heads, -1, d)
         q = (grouped - torch.einsum("bhgd,hdi,hei->bhge", grouped, basis, basis)).view(q.shape) * 1e4 / d**0.5
         q = q.float()
     elif family == "common_value":
-        values = [1000 * normal(1, heads, d) + v for v in values]
+        offset = 1e3 if subject.dtype == torch.float16 else 1e6
+        common = offset * normal(1, heads, d)
+        values = [common + v for v in values]
     elif family == "one_key":
         # one key in the direction of all the group's queries, alone on its page of keys against them
         q = (16 * d**0.5 * torch.eye(d)[0]).expand(q.shape).clone()

@@ -24,7 +24,7 @@ EVEN = (Length(eighths=16), Length(eighths=24), LONG)
 @example(case=Case(EVEN, family="spread"), listed=False)
 @example(case=Case(EVEN, family="tiny"), listed=False)
 @example(case=Case(EVEN, family="outliers"), listed=False)
-@example(case=Case(EVEN, family="common_value"), listed=False)
+@example(case=Case((ONE, Length(eighths=3), LONG), family="common_value"), listed=False)
 def test_certificates(certified, case, listed):
     check_certificate(certified, case, listed)
 
