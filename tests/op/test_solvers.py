@@ -393,10 +393,13 @@ def test_reference_decodes_alike(packages, shape):
 def test_what_wants_a_softmax_refuses(packages, tmp_path):
     """Comparisons with softmax attention and FlashInfer's interface, whose second result is an lse."""
     from vashista_gen.bench import run
+    from vashista_gen.cli import verify
     from vashista_gen.integrations.flashinfer import SparseDecodeWithPagedKVCacheWrapper
 
     with pytest.raises(UsageError, match="frank_wolfe is another operator"):
         run.main(ROOT / "tests" / "shapes" / "hd48_frank_wolfe.yaml", tmp_path, Console())
+    with pytest.raises(UsageError, match="entropic_projection is another operator"):
+        verify.run([ROOT / "tests" / "shapes" / "hd64_entropic.yaml"], "cpu", False)
     with pytest.raises(UsageError, match="no softmax"):
         SparseDecodeWithPagedKVCacheWrapper(packages(solver_spec("hd64_entropic")))
 
