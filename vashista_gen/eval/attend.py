@@ -33,8 +33,14 @@ class Dense:
         )[0]
 
 
+COUNT_EVERY = 8  # steps between two counts of what a mass keeps
+
+
 class Sparse:
-    """decode of a package, with summaries of its own that follow the cache."""
+    """decode of a package, with summaries of its own that follow the cache.
+
+    kept: tokens that a KV head keeps on average, now and then counted, for specs that keep a share of the mass.
+    """
 
     def __init__(self, package: ModuleType, pages: SharedPages, rows: slice, layer: int) -> None:
         self._package, self._pages, self._rows = package, pages, rows
@@ -43,6 +49,8 @@ class Sparse:
         self._lens = pages.seq_lens[rows].clone()
         prefix = pages.k_cache, pages.block_table[first], pages.seq_lens[first]
         self._summaries = package.summarize_pages(*prefix, v_cache=pages.v_cache, calibration=calibration)
+        self._counts = package.SPEC["candidates"].get("mass") is not None
+        self._steps, self.kept = 0, None
 
     def attend(self, q: torch.Tensor) -> torch.Tensor:
         """q [rows, heads, d] -> [rows, heads, d] over the candidates."""
@@ -50,6 +58,10 @@ class Sparse:
         table, lens = pages.block_table[self._rows], pages.seq_lens[self._rows]
         before, self._lens = self._lens, lens.clone()
         self._package.update_summaries(self._summaries, pages.k_cache, table, before, lens, v_cache=pages.v_cache)
+        if self._counts and self._steps % COUNT_EVERY == 0:
+            counts = self._package.select_tokens(q, pages.k_cache, table, lens, self._summaries)[2]
+            self.kept = float(counts.double().mean())
+        self._steps += 1
         return self._package.decode(q, pages.k_cache, pages.v_cache, table, lens, self._summaries)[0]
 
 

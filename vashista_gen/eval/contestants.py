@@ -56,13 +56,20 @@ class Contestant:
             return "dense"
         return f"{ROUTERS[self.router]}, {WRITTEN}" if self.as_written else ROUTERS[self.router]
 
-    def share(self, spec: Spec, context: int) -> float:
-        """Bytes a step reads over dense bytes, as plan.cost counts them; the oracle: K and V of its tokens alone."""
+    def share(self, spec: Spec, context: int, kept: float | None = None) -> float:
+        """Bytes a step reads over dense bytes, as plan.cost counts them; the oracle: K and V of its tokens alone.
+
+        kept: tokens of a KV head, where fewer than the most are kept.
+        """
         if self.router == "dense":
             return 1.0
         if self.spec is None:
             return min(1.0, self.budget / context)
-        read = cost.sparse_bytes(make_plan(self.spec), context).total
+        plan = make_plan(self.spec)
+        found = cost.sparse_bytes(plan, context)
+        read = found.total
+        if kept is not None:
+            read -= (found.keys + found.values) * (1 - kept / cost.kept_tokens(plan, context))
         return read / cost.dense_bytes(make_plan(spec), context).total
 
 

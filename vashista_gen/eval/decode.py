@@ -35,6 +35,10 @@ class Full:
         self._pages.append(k, v)
         return torch.cat([attender.attend(q[rows]) for rows, attender in self._attending])
 
+    def kept(self) -> list[float | None]:
+        """Of each contestant the tokens a KV head keeps, None where that is its budget."""
+        return [getattr(attender, "kept", None) for _, attender in self._attending]
+
 
 class Decoder:
     """A model and the attention of each of its layers, for `each` rows of every contestant behind one prefix."""
@@ -64,6 +68,11 @@ class Decoder:
                 for one, place in zip(field, places, strict=True)
             ]
             self.layers.append(Full(pages, list(zip(places, started, strict=True))))
+
+    def kept(self) -> list[float | None]:
+        """Of each contestant the tokens a KV head keeps, mean over the sparse layers; None where that is its budget."""
+        layers = [layer.kept() for layer in self.layers if isinstance(layer, Full)]
+        return [None if one[0] is None else sum(one) / len(one) for one in zip(*layers, strict=True)]
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [rows, vocabulary] after one more token of each row, int64 [rows]."""

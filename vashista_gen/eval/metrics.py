@@ -28,14 +28,16 @@ def compare(dense: torch.Tensor, sparse: torch.Tensor, target: int) -> dict[str,
 def summary(documents: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, Any]:
     """Means over the tokens of all documents; documents: PER_TOKEN lists of each.
 
-    nll_difference_error is the standard error of the mean difference, tokens taken as independent.
+    tokens_kept: what a KV head keeps, where records have it. nll_difference_error is the standard error of the mean difference, tokens taken as independent.
     """
     joined = {key: torch.tensor([x for one in documents for x in one[key]], dtype=torch.float64) for key in PER_TOKEN}
+    kept = [x for one in documents for x in one.get("kept", ())]
     difference = joined["nll"] - joined["dense_nll"]
     count = len(difference)
     nll, dense = float(joined["nll"].mean()), float(joined["dense_nll"].mean())
     return {
         "tokens": count,
+        "tokens_kept": sum(kept) / len(kept) if kept else None,
         "documents": len(documents),
         "nll": nll,
         "nll_difference": nll - dense,

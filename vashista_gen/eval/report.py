@@ -15,7 +15,7 @@ from rich.table import Table
 from vashista_gen.eval import metrics
 from vashista_gen.eval.progress import Stages
 
-COLUMNS = ("router", "budget", "as_written", "share_of_dense_bytes", "tokens", "nll_difference", "nll_difference_error",
+COLUMNS = ("router", "budget", "as_written", "share_of_dense_bytes", "tokens", "tokens_kept", "nll_difference", "nll_difference_error",
            "perplexity", "dense_perplexity", "perplexity_change", "kl", "agreement", "needles_found",
            "needle_nll")  # fmt: skip
 
@@ -33,11 +33,13 @@ def result(
     for one in field[1:]:
         asked = [needle["answers"][one.name] for needle in needles if one.name in needle["answers"]]
         nll = [x for answer in asked for x in answer["nll"]]
+        figures = metrics.summary([record[one.name] for record in records])
+        share = one.share(spec, length + request.steps // 2, figures["tokens_kept"])
         rows.append(
             {
                 "name": one.name, "label": one.label, "router": one.router, "budget": one.budget,
-                "as_written": one.as_written, "share_of_dense_bytes": one.share(spec, length + request.steps // 2),
-                **metrics.summary([record[one.name] for record in records]),
+                "as_written": one.as_written, "share_of_dense_bytes": share,
+                **figures,
                 "needles_found": sum(sum(answer["found"]) for answer in asked) if asked else None,
                 "needles_asked": len(nll), "needle_nll": sum(nll) / len(nll) if nll else None,
                 "by_document": [metrics.summary([record[one.name]]) for record in records],
@@ -90,7 +92,7 @@ def _cells(row):
     error = row["nll_difference_error"]
     change = f"{row['nll_difference']:+.4f}" + (f" ±{error:.4f}" if error is not None else "")
     return (
-        row["label"], f"{row['budget']}", f"{row['share_of_dense_bytes']:.1%}", f"{row['perplexity_change']:+.2%}",
+        row["label"], f"{row['budget']}" if row["tokens_kept"] is None else f"{row['tokens_kept']:.0f} (<= {row['budget']})", f"{row['share_of_dense_bytes']:.1%}", f"{row['perplexity_change']:+.2%}",
         change, f"{row['kl']:.4f}", f"{row['agreement']:.3f}",
     )  # fmt: skip
 

@@ -129,6 +129,7 @@ class Evaluation:
             dense, steps = self.field[0], self.request.steps
             decoder, prefix = self._decoder(text.name, ids[: length + 1], [dense, *field], room=steps)
             figures: dict[str, list] = {key: [] for key in metrics.PER_TOKEN}
+            kept: list[list] = []
             with self.stages.count(f"{text.name}: {steps} tokens, {len(field)} contestants", steps) as advance:
                 for place in range(length, length + steps):
                     logits = decoder.step(torch.full((decoder.rows,), ids[place]))
@@ -136,10 +137,13 @@ class Evaluation:
                         self._gate(logits[0], prefix.next_logits)
                     for key, values in metrics.compare(logits[0], logits[1:], ids[place + 1]).items():
                         figures[key].append(values)
+                    kept.append(decoder.kept()[1:])
                     advance()
             columns = {key: torch.stack(values, dim=1).tolist() for key, values in figures.items()}
             for row, one in enumerate(field):
                 found[one.name] = {key: column[row] for key, column in columns.items()}
+                if kept[0][row] is not None:
+                    found[one.name]["kept"] = [step[row] for step in kept]
                 self.store.put(keys[one.name], found[one.name])
         return found
 
