@@ -217,8 +217,8 @@ def page_score_bound(step: Step, summaries, b: int, h: int, q: torch.Tensor) -> 
     scores = reference.page_scores(step.q.cpu().double(), exact, table, lengths, b)[h]
     if subject.spec["routing"]["summary"] != "sketch":
         rows = reference.summary_values(exact, torch.tensor(step.pages()[b]))[:, h].double()
-    if "spread" in type(summaries)._fields:
-        rows = exact.center[h].abs() + (rows - exact.center[h]).abs()  # <q, c> and the codes' part may cancel
+        if "spread" in type(summaries)._fields:
+            rows = exact.center[h].abs() + (rows - exact.center[h]).abs()  # <q, c> and the codes' part may cancel
         return scores, _summary_score_error(step, b, q, rows, scores)
     _, error, _ = sketch_logits(step, summaries, b, h, q)
     worst = torch.stack([x.amax(-1) for x in error.split(subject.page_size, -1)], -1)

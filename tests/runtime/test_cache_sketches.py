@@ -13,7 +13,7 @@ from vashista_gen.plan import make_plan
 from vashista_gen.runtime import PagedCache
 
 SHAPES = Path(__file__).resolve().parents[1] / "shapes"
-CONSTANTS = ("center", "balance", "value_center", "margin")
+CONSTANTS = ("center", "balance", "value_center", "margin")  # spreads belong to summaries of means
 CALIBRATED, CENTRED = "hd80_sketch4_calibrated", "hd64_sketch8_dense"
 
 
