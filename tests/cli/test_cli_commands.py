@@ -207,22 +207,22 @@ def explained(here: Path, *lines: str) -> str:
 def test_explain_of_a_proof(here: Path) -> None:
     lines = "routing: {pages: 128}", "sketch: {bits: 4}", "candidates: {tokens: 1024}", "certificate: {kind: rigorous}"
     text = explained(here, *lines)
-    # 3 heads of 42 bytes, of 3 * 256; with means of 4 tokens (48) and 24 / 16 of radii
+    # 3 heads of 42 bytes, of 3 * 256; with means of 4 tokens (390 / 16) and 24 / 16 of radii
     assert "4-bit codes of its key (a scale for each page and channel)" in text
     assert "126 bytes a token and layer, 16.4% of the KV cache" in text
-    assert "(24 bytes a page): 175.5 bytes a token, 22.9%" in text
+    assert "(24 bytes a page): 151.9 bytes a token, 19.8%" in text
     assert "with the largest logits by their sketches" in text
     assert "a proof." in text and "at most 0.1." in text and "keeps its result, and the flag says so" in text
-    # 6 MiB; 384 KiB of means, 128 pages of 1920 bytes, twice 384 KiB, 3584 of tables; 512 pages of 2040
+    # 6 MiB; 195 KiB of means, 128 pages of 1920 bytes, twice 384 KiB, 3584 of tables; 512 pages of 2040
     assert re.search(
-        r"^ +8k +6\.0 MiB +1\.4 MiB +22\.7% +384 KiB +240 KiB +384 KiB +384 KiB +3\.5 KiB +1,020 KiB",
+        r"^ +8k +6\.0 MiB +1\.2 MiB +19\.6% +195 KiB +240 KiB +384 KiB +384 KiB +3\.5 KiB +1,020 KiB",
         text,
         re.MULTILINE,
     )
     assert "computed when it is asked for: sparse is without it.\n" in text
     acting = explained(here, *lines, "fallback: dense")
     # the same and the 1,020 KiB
-    assert re.search(r"^ +8k +6\.0 MiB +2\.4 MiB +39\.3% ", acting, re.MULTILINE)
+    assert re.search(r"^ +8k +6\.0 MiB +2\.2 MiB +36\.2% ", acting, re.MULTILINE)
     assert "computed in each step, since failures are acted on: sparse holds it.\n" in acting
     assert "are attended to in whole, on the device" in acting
 

@@ -130,7 +130,7 @@ def test_calibration_is_written_only_where_it_is_read(case) -> None:
     plan, rendered, _ = case
     assert ("calibration.json" in rendered) is bool(plan.spec.calibration) is (plan.spec.certificate.margin is not None)
     if plan.spec.calibration:
-        assert json.loads(rendered["calibration.json"]) == {"layers": [{"margin": 0.25}] * 2}
+        assert json.loads(rendered["calibration.json"]) == {"layers": [{"layer": n, "margin": 0.25} for n in range(2)]}
         assert "calibration.json" in emit.manifest_entry(plan, rendered)["files"]
         assert "def calibration(layer" in rendered["op.py"]
     else:

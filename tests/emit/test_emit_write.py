@@ -115,7 +115,7 @@ def certified(text: str = TINY) -> Plan:
 
 
 def test_kernels_that_a_spec_gains_and_drops(out: Path) -> None:
-    gained = {f"tiny/kernels/{name}.py" for name in ("sketch", "tokens", "certify")}
+    gained = {f"tiny/kernels/{name}.py" for name in ("sketch", "tokens", "warp_tokens", "certify")}
     changes = emit.compare([certified()], out, whole=True)
     assert {change.path for change in changes if change.kind == "missing"} == gained
     emit.apply(changes, out)

@@ -20,9 +20,11 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from rich.console import Console
 from strategies import EMPTY, ONE, Case, Length, examples
 
 from vashista_gen import spec
+from vashista_gen.errors import UsageError
 from vashista_gen.plan import make_plan
 from vashista_gen.spec.footprint import solver_bytes
 from vashista_gen.theory import entropic_projection, project_onto_hull
@@ -278,7 +280,13 @@ def test_decode_solves_on_its_candidates(solver, case):
     summaries = step.summarize()
     pages = solver.package.select_pages(step.q, summaries, step.block_table, step.seq_lens)
     run = lambda values: decode(step, summaries, values)
-    check(step, lists_of_decode(step, pages), run)
+    lists = lists_of_decode(step, pages)
+    tensors = (step.q, step.k_cache, step.block_table, step.seq_lens)
+    chosen = [x.cpu() for x in solver.package.select_tokens(*tensors, summaries)]
+    count = lists[0].shape[2]
+    same = zip(chosen, lists, strict=True)
+    assert all(torch.equal(x[..., :count] if x.dim() == 3 else x, y.to(torch.int32)) for x, y in same)
+    check(step, lists, run)
     if case.family == "normal":
         given = decode(step, None, selected_pages=pages.flip(-1).contiguous())
         assert all(torch.equal(x, y) for x, y in zip(given, run(step.v_cache), strict=True))
@@ -380,6 +388,20 @@ def test_reference_decodes_alike(packages, shape):
     longest = max(float(keys.norm(dim=-1).max()) for keys in step.keys)
     apart = (2 * gap.double()).sqrt() + (2 * their_gap.view(gap.shape)).sqrt() + 400 * U * longest
     assert ((points.double() - out.view(points.shape)).norm(dim=-1) <= apart).all()
+
+
+def test_what_wants_a_softmax_refuses(packages, tmp_path):
+    """Comparisons with softmax attention and FlashInfer's interface, whose second result is an lse."""
+    from vashista_gen.bench import run
+    from vashista_gen.cli import verify
+    from vashista_gen.integrations.flashinfer import SparseDecodeWithPagedKVCacheWrapper
+
+    with pytest.raises(UsageError, match="frank_wolfe is another operator"):
+        run.main(ROOT / "tests" / "shapes" / "hd48_frank_wolfe.yaml", tmp_path, Console())
+    with pytest.raises(UsageError, match="entropic_projection is another operator"):
+        verify.run([ROOT / "tests" / "shapes" / "hd64_entropic.yaml"], "cpu", False)
+    with pytest.raises(UsageError, match="no softmax"):
+        SparseDecodeWithPagedKVCacheWrapper(packages(solver_spec("hd64_entropic")))
 
 
 @pytest.mark.parametrize("shape", [pytest.param(s, marks=pytest.mark.xdist_group(f"lower-{s}")) for s in SHAPES])

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from vashista_gen.bench import require as asked
-from vashista_gen.errors import UsageError
+from vashista_gen.bench.comparable import require_softmax
 from vashista_gen.plan import cost, make_plan
 from vashista_gen.spec import load
 
@@ -29,11 +29,7 @@ def main(
     """
     requirements = [asked.requirement(text) for text in require]
     loaded = load(spec)
-    if loaded.attention.solver != "softmax":
-        raise UsageError(
-            f"{spec}: solver {loaded.attention.solver} is another operator than the softmax attention compared here",
-            "set attention.solver to softmax; tests/op/test_solvers.py holds solvers against the theory",
-        )
+    require_softmax(loaded)
     import torch
 
     from vashista_gen.bench import cases, cold, machine, report, results

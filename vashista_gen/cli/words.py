@@ -186,7 +186,8 @@ def _weights(plan: Plan) -> str:
         return f"Weights: softmax(s / {attention.epsilon:g}), s = {scale} <q, k>."
     return (
         f"Weights: a on the simplex with the least {plan.objective}, q' = {scale} q, after {attention.iterations} "
-        f"iterations of {_SOLVERS[attention.solver]}: a projection on the candidates' hull, another operator than softmax."
+        f"iterations of {_SOLVERS[attention.solver]}: a projection on the candidates' hull, another operator than "
+        "softmax."
     )
 
 
