@@ -54,9 +54,13 @@ def select(package, q, kv, ranks):
     shares = [share(package, kv, rank, ranks) for rank in range(ranks)]
     exchange = Exchange(ranks)
 
+    whole = share(package, kv)
+    # centre and spread of the summaries must be the same on all ranks
+    constants = package.summarize_pages(whole.k_cache, whole.block_table, whole.seq_lens)
+
     def one(rank):
         s = shares[rank]
-        summaries = package.summarize_pages(s.k_cache, s.block_table, s.seq_lens)
+        summaries = package.summarize_pages(s.k_cache, s.block_table, s.seq_lens, calibration=constants)
         scores = package.score_pages(q, summaries, s.block_table, s.seq_lens)
         return select_local_pages(package, scores, lens, rank, ranks, exchange.of(rank))
 

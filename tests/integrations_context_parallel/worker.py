@@ -23,7 +23,12 @@ def compare(decoder, package, lengths, seed):
     q, kv = tokens(package, lengths, seed)
     mine = share(package, [torch.cat([x, x[:, :1] if x.shape[1] else x], 1) for x in kv], decoder.rank, decoder.ranks)
     lens = torch.tensor(lengths, dtype=torch.int32)
-    summaries = package.summarize_pages(mine.k_cache, mine.block_table, decoder.local_lengths(lens))
+    whole = share(package, kv)
+    # centre and spread of the summaries must be the same on all ranks
+    constants = package.summarize_pages(whole.k_cache, whole.block_table, whole.seq_lens)
+    summaries = package.summarize_pages(
+        mine.k_cache, mine.block_table, decoder.local_lengths(lens), calibration=constants
+    )
     check(decoder, package, q, kv, mine, lens, summaries)
     grown = torch.tensor([n + (n > 0) for n in lengths], dtype=torch.int32)
     old, new = decoder.local_lengths(lens), decoder.local_lengths(grown)
@@ -36,7 +41,9 @@ def compare(decoder, package, lengths, seed):
 
 def check(decoder, package, q, kv, mine, lens, summaries):
     whole = share(package, kv)
-    all_summaries = package.summarize_pages(whole.k_cache, whole.block_table, whole.seq_lens)
+    all_summaries = package.summarize_pages(
+        whole.k_cache, whole.block_table, whole.seq_lens, calibration=summaries
+    )
     step = (q, whole.k_cache, whole.v_cache, whole.block_table, whole.seq_lens)
     selected = decoder.select_pages(q, summaries, mine.block_table, lens)
     everyone = [torch.empty_like(selected) for _ in range(decoder.ranks)]

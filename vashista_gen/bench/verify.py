@@ -7,6 +7,7 @@ the kernels it is true of: `stale` says for which targets that has changed since
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -80,10 +81,8 @@ def entry(package: ModuleType, library: ModuleType, device: torch.device, found:
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     if device.type == "cuda":
         versions["cuda"] = torch.version.cuda
-    try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # the library was compiled elsewhere
         versions["tilelang"] = importlib.metadata.version("tilelang")
-    except importlib.metadata.PackageNotFoundError:
-        pass  # the library was compiled elsewhere
     return {
         "source": library.source_hash(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),

@@ -20,8 +20,11 @@ class ContextParallelDecoder:
 
         decoder = ContextParallelDecoder(package, group)
         lens = decoder.local_lengths(seq_lens)                         # this rank's share, int32 [batch]
-        summaries = package.summarize_pages(k_cache, block_table, lens)
+        summaries = package.summarize_pages(k_cache, block_table, lens, calibration=constants)
         out, lse = decoder.decode(q, k_cache, v_cache, block_table, seq_lens, summaries)
+
+    constants: the `center` and `spread` of summaries of sub-page means must be the same on every rank: a calibration,
+    or one rank's summaries of its own pages, broadcast. Where they differ, scores differ by more than rounding.
 
     Each rank has caches, block table and summaries of its own pages; q and seq_lens, tokens on all ranks, are the
     same on every rank, and so are the results: those of one process that holds all pages, up to the rounding of the
