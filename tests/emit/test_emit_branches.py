@@ -67,7 +67,7 @@ def case(
 
 def test_only_the_kernels_of_the_spec(case) -> None:
     plan, rendered, kernels = case
-    expected = ALWAYS | kernels | ({"warp_score"} if "score" in kernels else set())
+    expected = ALWAYS | kernels | ({"warp_score", "warp_tokens"} & {f"warp_{name}" for name in kernels})
     expected |= {"candidates"} if "solve" in kernels else set()  # what both solvers share
     assert ("reference_solve.py" in rendered) is ("solve" in kernels)
     assert {Path(path).stem for path in rendered if path.startswith("kernels/") and path.endswith(".py")} == expected

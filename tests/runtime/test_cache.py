@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from vashista_gen.generated import tiny
 
 from vashista_gen.errors import UsageError
-from vashista_gen.plan.plan import CONSTANT_FIELDS
 from vashista_gen.runtime import PagedCache
 
 BATCH, NUM_PAGES, MAX_PAGES = 3, 7, 4
@@ -55,26 +54,14 @@ def check(cache, held, package):
     needed = [-(-len(k) // PAGE) for k, _ in held]
     used = [int(p) for b in range(BATCH) for p in cache.block_table[b, : needed[b]]]
     assert len(set(used)) == len(used) == NUM_PAGES - cache.free_pages
-<<<<<<< HEAD
-    # about the same centre: a cache keeps that of its first fill
-    where = (cache.k_cache, cache.block_table, cache.seq_lens)
-    bulk = package.summarize_pages(*where, calibration=cache.summaries)
-=======
     bulk = package.summarize_pages(cache.k_cache, cache.block_table, cache.seq_lens, calibration=cache.summaries)
->>>>>>> gpu
     for b, (k, v) in enumerate(held):
         kept_k, kept_v = cache.gather(b)
         assert torch.equal(kept_k, k)
         assert torch.equal(kept_v, v)
-<<<<<<< HEAD
-    for name, kept, wanted in zip(type(bulk)._fields, cache.summaries, bulk, strict=True):
-        here = slice(None) if name in CONSTANT_FIELDS else used
-        assert torch.equal(kept[here], wanted[here])
-=======
     for name, kept, wanted in zip(bulk._fields, cache.summaries, bulk, strict=True):
         where = slice(None) if name in ("center", "spread") else used  # those are no page's
         assert torch.equal(kept[where], wanted[where])
->>>>>>> gpu
 
 
 @pytest.mark.parametrize("layout", PACKAGES)
@@ -173,17 +160,8 @@ def test_on_a_gpu():
             held[b].append(k[b, :n])
     for b in range(2):
         assert torch.equal(cache.gather(b)[0].cpu(), torch.cat(held[b]))
-<<<<<<< HEAD
-    where = (cache.k_cache, cache.block_table, cache.seq_lens)
-    bulk = package.summarize_pages(*where, calibration=cache.summaries)
-    used = [int(p) for b, n in enumerate(cache.lengths) for p in cache.block_table[b, : -(-n // PAGE)]]
-    for name, kept, wanted in zip(type(bulk)._fields, cache.summaries, bulk, strict=True):
-        here = slice(None) if name in CONSTANT_FIELDS else used
-        assert torch.equal(kept[here], wanted[here])
-=======
     bulk = package.summarize_pages(cache.k_cache, cache.block_table, cache.seq_lens, calibration=cache.summaries)
     used = [int(p) for b, n in enumerate(cache.lengths) for p in cache.block_table[b, : -(-n // PAGE)]]
     for name, kept, wanted in zip(bulk._fields, cache.summaries, bulk, strict=True):
         where = slice(None) if name in ("center", "spread") else used  # those are no page's
         assert torch.equal(kept[where], wanted[where])
->>>>>>> gpu
