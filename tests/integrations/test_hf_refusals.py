@@ -219,7 +219,9 @@ def test_certificates_budgets_and_calibration_reach_the_package(llama, ids, whos
 
 def test_a_calibration_that_does_not_fit(llama):
     with refused("the package tiny has no use for a calibration", "leave it out"):
-        hf.attach(llama, tiny, calibration=SimpleNamespace(layer=lambda i: object()))
+        routing = {**tiny.SPEC["routing"], "summary": "mean"}  # without centres
+        plain = SimpleNamespace(**{**vars(tiny), "SPEC": {**tiny.SPEC, "routing": routing}})
+        hf.attach(llama, plain, calibration=SimpleNamespace(layer=lambda i: object()))
     package, _ = certifying()
     with refused("no layer 2: list index out of range", "vashista-gen calibrate"):
         hf.attach(llama, package, calibration=SimpleNamespace(layer=[1, 2].__getitem__))

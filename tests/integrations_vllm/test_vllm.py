@@ -169,8 +169,8 @@ class Engine:
         query = torch.randn(total + pad_tokens, 2 * HEADS, DIM, generator=self.draw)
         return query, *new, SimpleNamespace(**metadata)
 
-    def expected(self, query):
-        """Sparse decode over caches and summaries made afresh from what the requests hold."""
+    def expected(self, query, kept):
+        """Sparse decode over caches and summaries made afresh from what the requests hold, about the centres `kept`."""
         pages = [-(-x.shape[1] // self.page) for x in self.held]
         order = iter(range(sum(pages)))
         table = torch.zeros(len(pages), BLOCKS, dtype=torch.int32)
@@ -183,7 +183,7 @@ class Engine:
         if self.package.SPEC["cache"]["layout"] == "HND":
             caches = caches.transpose(2, 3).contiguous()
         lens = torch.tensor([x.shape[1] for x in self.held], dtype=torch.int32)
-        summaries = self.package.summarize_pages(caches[0], table, lens)
+        summaries = self.package.summarize_pages(caches[0], table, lens, calibration=kept)
         return self.package.decode(query, *caches, table, lens, summaries)[0]
 
 
@@ -201,6 +201,7 @@ def test_an_engine_of_requests_that_come_and_go(package_of, order, layout, page)
     engine.join()
     engine.join()
     run = lambda q, k, v, m, out=None: impl.forward(None, q, k, v, engine.kv, m, out)
+    kept = lambda: impl.summaries.of(kv_halves(engine.kv, package, order=order)[0])
     first = engine.step([5 * page + 3, page - 1])
     assert run(*first).eq(7).all()
     for step in range(6):
@@ -213,7 +214,7 @@ def test_an_engine_of_requests_that_come_and_go(package_of, order, layout, page)
         query, key, value, metadata = engine.step([1, 1], pad_tokens=2 * padded, pad_rows=2 * padded, common=step > 3)
         out = torch.full((len(query), 2 * HEADS * DIM), float("nan"))
         assert run(query, key, value, metadata, out) is out
-        assert torch.equal(out[:2].view(2, -1, DIM), engine.expected(query[:2]))
+        assert torch.equal(out[:2].view(2, -1, DIM), engine.expected(query[:2], kept()))
         if padded:
             assert out[2:].view(2, -1, DIM).eq(0).all()  # a padding request is an empty sequence
     assert prefilled == [5 * page + 3, 6 * page]

@@ -24,4 +24,6 @@ def test_keys_at_their_centre_have_no_error(sketched):
     step = make_step(sketched, Case((LONG,), family="constant"))
     residuals = step.summarize().sketch_residuals.float().cpu().transpose(1, 2)
     largest = residuals[step.live()].amax()
-    assert largest <= 2.0**-12 * sketched.head_dim**0.5 * max(k.abs().max() for k in step.keys)
+    # a key as stored may lie a rounding of its type away from the centre
+    unit = 2.0**-12 if sketched.dtype == torch.float32 else 4 * torch.finfo(sketched.dtype).eps
+    assert largest <= unit * sketched.head_dim**0.5 * max(k.abs().max() for k in step.keys)

@@ -15,7 +15,7 @@ VALID = (SPECS / "llama3_8b.yaml").read_text(encoding="utf-8")
 FULL = (
     VALID.replace("dense_below: 1024", "min_tokens: 64, pages: null")
     .replace("kind: none", "kind: rigorous, tolerance: 0.1, every: 16, heads: 2, margin: null, expand_pages: 256")
-    .replace("transform: hadamard", "transform: hadamard, balance: null")
+    .replace("transform: page_channel", "transform: hadamard, balance: null")
     .replace("fallback: capped", "fallback: expand")
 )
 FRAGMENTS = [

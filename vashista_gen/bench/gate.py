@@ -39,8 +39,13 @@ def check(contestant: Contestant, package: ModuleType, case: Case) -> float:
     return max(judge(contestant, package, i, x) for i, x in enumerate(case.inputs))
 
 
-def exact(q: torch.Tensor, inputs: Inputs, spec: dict, pages: torch.Tensor | None = None) -> tuple:
+def exact(
+    q: torch.Tensor, inputs: Inputs, spec: dict, pages: torch.Tensor | None = None, *,
+    listed: torch.Tensor | None = None, kept_heads: torch.Tensor | None = None,
+) -> tuple:  # fmt: skip
     """(out, lse) = softmax over every token, or every token of `pages` [batch, kv heads, P], written out plainly.
+
+    listed, kept_heads: instead of pages the tokens, and which heads keep each, as `select_tokens` gives them.
 
     float64 on a CPU; float32 on a GPU, where float64 costs more than the whole run.
     """
@@ -56,10 +61,17 @@ def exact(q: torch.Tensor, inputs: Inputs, spec: dict, pages: torch.Tensor | Non
                 rows = (kept[:, None] * page_size + torch.arange(page_size, device=q.device)).flatten()
                 rows = rows[rows < len(keys)]
                 keys, values = keys[rows], values[rows]
+            if listed is not None:
+                rows = listed[b, h][listed[b, h] >= 0].long()
+                bits = kept_heads[b, h][listed[b, h] >= 0]
+                keys, values = keys[rows], values[rows]
             heads = slice(h * group, (h + 1) * group)
             logits = model["sm_scale"] * (q[b, heads].to(wide) @ keys.to(wide).T)
             cap = model["logits_soft_cap"]
             logits = (logits if cap is None else cap * torch.tanh(logits / cap)) / spec["attention"]["epsilon"]
+            if listed is not None:
+                mine = (bits[None, :] >> torch.arange(group, device=q.device)[:, None]) & 1 == 1
+                logits = logits.masked_fill(~mine, float("-inf"))
             lse[b, heads] = torch.logsumexp(logits, -1)
             out[b, heads] = torch.softmax(logits, -1) @ values.to(wide)
     return out, lse
@@ -75,6 +87,10 @@ def _attention(contestant, package, i, x):
         return _compare(contestant, out, lse, *exact(x.q, x, package.SPEC, pages))
     if package.SPEC["fallback"] == "expand" and contestant.name == "sparse":
         pages = None  # rows that fail are routed again, which given pages are not
+    if _lists_tokens(package, x):
+        # the tokens that the kernels chose: which ones they are is for tests/op, here it is what attention makes of them
+        listed, heads, _ = package.select_tokens(x.q, x.k_cache, x.block_table, x.seq_lens, x.summaries)
+        return _compare(contestant, out, lse, *exact(x.q, x, package.SPEC, listed=listed, kept_heads=heads))
     reference = lambda q: package.reference.decode(*_with(q, x), x.summaries, selected_pages=pages)
     try:
         return _compare(contestant, out, lse, *reference(x.q.float()))
@@ -82,6 +98,13 @@ def _attention(contestant, package, i, x):
         if not _has_thresholds(package.SPEC):
             raise
         return _near_tie(contestant, out, lse, reference, x.q.float(), error)
+
+
+def _lists_tokens(package, x) -> bool:
+    """Whether the step attends to a list of tokens, the same for the same pages."""
+    if package.SPEC["fallback"] != "capped" or not hasattr(package, "select_tokens"):
+        return False
+    return x.block_table.shape[1] * package.SPEC["cache"]["page_size"] > package.op.ALWAYS_DENSE
 
 
 def _has_thresholds(spec: dict) -> bool:

@@ -41,6 +41,9 @@ class Plan:
     def warps_on_cuda(self) -> bool:
         """Whether GPU kernels keep rows in registers: 16-bit types, and the sums of a warp's query heads fit there."""
         model = self.spec.model
+        routing = self.spec.routing
+        if routing.summary_bits == 16 and (routing.summary == "box" or model.head_dim % 32):
+            return False  # such rows are scored wrongly by warps
         return model.dtype != "float32" and model.head_dim * -(-self.spec.group_size // 8) <= MOST_SUMS
 
     @property

@@ -147,7 +147,9 @@ def _check_calibration(settings, paged):
     """UsageError for a calibration of which the package makes no use, or which lacks one of the layers."""
     if settings.calibration is not None:
         sketch = settings.package.SPEC.get("sketch", {}).get("bits")
-        if not (sketch or settings.certified or settings.takes_budgets):
+        routing = settings.package.SPEC["routing"]
+        centred = routing["summary"] == "subpage_mean" and routing.get("summary_bits") in (4, 8)
+        if not (sketch or centred or settings.certified or settings.takes_budgets):
             raise UsageError(
                 f"the package {settings.package.SPEC['name']} has no use for a calibration",
                 "leave it out, or give the spec sketches, a number of tokens or a certificate",
