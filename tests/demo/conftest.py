@@ -24,7 +24,7 @@ def model():
         num_key_value_heads=2, head_dim=32, max_position_embeddings=512, initializer_range=0.2,
     )  # fmt: skip
     with torch.inference_mode():
-        yield LlamaForCausalLM(config).eval()
+        return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="session")
