@@ -1,5 +1,6 @@
 """Key sketches: residuals that bound their error for any magnitudes, and calibrated centres and balances."""
 
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import LONG, ONE, SKETCH_FAMILIES, Case, cases, examples

@@ -154,7 +154,7 @@ def check_plan(loaded: spec.Spec) -> None:
     plan.constants()
     assert 1 <= plan.least_tokens <= plan.kept_tokens <= PAGES * PAGE_SIZE
     assert len(set(plan.kernels)) == len(plan.kernels)
-    assert ("certify" in plan.kernels) is plan.certified and ("settle" in plan.kernels) is plan.retries
+    assert ("certify" in plan.kernels) is plan.certified and ("merge_failed" in plan.kernels) is plan.retries
     for text in (words.summary(plan), words.candidates(plan), words.certificate(plan), words.routing(plan)):
         assert text and "None" not in text and "{" not in text
     assert {name for name, _ in words.kernels(plan)} == set(plan.kernels)
