@@ -33,6 +33,19 @@ def test_windows_follow_one_another_and_each_begins_as_a_text_does(bos):
         assert rows[1] == [105, 106, 107, 108, 109]
 
 
+def test_a_gguf_file_says_what_a_text_begins_with(tmp_path):
+    """As of Gemma, whose tokenizer adds nothing by itself."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_bos_token_id(7)
+    writer.add_add_bos_token(True)
+    for write in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
+        getattr(writer, write)()
+    text = texts.Text("letters", "here", "none", "".join(chr(100 + i) for i in range(20)))
+    found = texts.windows(Letters(False), text, 5, 2, tmp_path / "model.gguf")
+    assert [one.ids[0].tolist() for one in found] == [[7, 100, 101, 102, 103], [7, 104, 105, 106, 107]]
+
+
 def test_a_text_that_is_too_short_is_refused():
     text = texts.Text("letters", "here", "none", "abc")
     with pytest.raises(UsageError, match="letters has 3 tokens, and 2 windows of 2"):

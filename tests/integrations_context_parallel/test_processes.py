@@ -50,5 +50,8 @@ def test_a_token_budget_is_refused(tmp_path):
             ContextParallelDecoder(retries).decode(*[None] * 6)
         with pytest.raises(UsageError, match="tiny keeps 17 tokens of those it routes.*\n.*tokens: all"):
             ContextParallelDecoder(budget).decode(*[None] * 6)
+        pages = SimpleNamespace(SPEC={**tiny.SPEC, "candidates": {"tokens": "all", "pages": 3}})
+        with pytest.raises(UsageError, match="tiny keeps 3 pages of those it routes"):
+            ContextParallelDecoder(pages).decode(*[None] * 6)
     finally:
         dist.destroy_process_group()

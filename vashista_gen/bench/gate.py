@@ -88,7 +88,7 @@ def _attention(contestant, package, i, x):
     if package.SPEC["fallback"] == "expand" and contestant.name == "sparse":
         pages = None  # rows that fail are routed again, which given pages are not
     if _lists_tokens(package, x):
-        # the tokens that the kernels chose: which ones they are is for tests/op, here it is what attention makes of them
+        # the tokens that the kernels chose: tests/op holds the choice to its bound, here is what attention makes of it
         listed, heads, _ = package.select_tokens(x.q, x.k_cache, x.block_table, x.seq_lens, x.summaries)
         return _compare(contestant, out, lse, *exact(x.q, x, package.SPEC, listed=listed, kept_heads=heads))
     reference = lambda q: package.reference.decode(*_with(q, x), x.summaries, selected_pages=pages)
@@ -101,8 +101,8 @@ def _attention(contestant, package, i, x):
 
 
 def _lists_tokens(package, x) -> bool:
-    """Whether the step attends to a list of tokens, the same for the same pages."""
-    if package.SPEC["fallback"] != "capped" or not hasattr(package, "select_tokens"):
+    """Whether 16-bit arithmetic chose the tokens: which ones is then not the reference's choice to the last."""
+    if x.q.dtype == torch.float32 or package.SPEC["fallback"] != "capped" or not hasattr(package, "select_tokens"):
         return False
     return x.block_table.shape[1] * package.SPEC["cache"]["page_size"] > package.op.ALWAYS_DENSE
 

@@ -36,7 +36,8 @@ def main(
     given = [sources.find(name) for name in texts or sources.DEFAULTS]
     loaded = models.load(model)
     loaded.check_fits(loaded_spec)
-    documents = [one for text in given for one in sources.windows(loaded.tokenizer, text, context, windows)]
+    read = lambda text: sources.windows(loaded.tokenizer, text, context, windows, loaded.gguf)
+    documents = [one for text in given for one in read(text)]
     measured = [one for i, one in enumerate(documents) if i % HOLD_OUT_EVERY != HOLD_OUT_EVERY - 1]
     held_out = [one for i, one in enumerate(documents) if i % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1]
     if not held_out:

