@@ -39,3 +39,17 @@ def test_a_budget_holds_whatever_the_width_of_the_table(listing):
         wanted = listing.page_size if listing.spec["candidates"].get("pages") is not None else 1
         assert (kept.sum(-1) <= wanted).all() and kept.any(-1).all()
     assert torch.equal(found[0].out, found[1].out)
+
+
+def test_select_tokens_shows_what_decode_chooses(listing):
+    """The op's lists are those inside decode; on a CPU the reference's, in float32 as well, are the same."""
+    step = make_step(listing, Case((LONG, EMPTY, Length(eighths=11, tokens=2)), seed=4))
+    summaries = step.summarize()
+    tensors = step.q, step.k_cache, step.block_table, step.seq_lens, summaries
+    first = watched_decode(step, summaries).rounds[0]
+    shown = listing.package.select_tokens(*tensors)
+    for got, inside in zip(shown, (first.tokens, first.heads, first.counts), strict=True):
+        assert torch.equal(got.cpu(), inside)
+    if listing.exact:
+        for got, wanted in zip(shown, listing.package.reference.select_tokens(*tensors), strict=True):
+            assert torch.equal(got, wanted)
