@@ -29,7 +29,7 @@ name: {name}
 model: {{num_q_heads: {q}, num_kv_heads: {kv}, head_dim: {d}, dtype: {dtype}, sm_scale: {scale}{cap}}}
 cache: {{page_size: {page}, layout: NHD, kv_dtype: {dtype}}}
 routing: {{summary: subpage_mean, subpage: 4, summary_bits: 4, pages: {pages}, sink_pages: 1, recent_pages: 2}}
-sketch: {{bits: {bits}, transform: hadamard}}
+sketch: {{bits: {bits}, transform: page_channel}}
 candidates: {{tokens: {tokens}, mass: {mass}, share: group, dense_below: {tokens}}}
 attention: {{solver: softmax, epsilon: 1.0}}
 certificate: {{kind: none}}

@@ -38,7 +38,7 @@ def recommend(
         f"model: {{num_q_heads: {num_q_heads}, num_kv_heads: {num_kv_heads}, head_dim: {head_dim}, sm_scale: {scale}}}",
         f"cache: {{page_size: {PAGE_SIZE}}}",
         f"routing: {{summary: subpage_mean, subpage: 4, summary_bits: 4, pages: {pages}}}",
-        "sketch: {bits: 4, transform: hadamard}",
+        "sketch: {bits: 4, transform: page_channel}",
         f"candidates: {{tokens: {most}, mass: 0.98}}",
     ]
     text = "\n".join(lines) + "\n"
