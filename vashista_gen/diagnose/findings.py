@@ -37,7 +37,7 @@ class Findings:
     def add(self, layer: Layer) -> None:
         """Computes the figures of one layer over one document."""
         if self.only_certificate:
-            self._note(layer, Step(self.package, layer).certificate())
+            self._note(layer, Step(self.package, layer, anywhere=True).certificate())
             return
         support = effective_support(layer, self.budget)
         found = {"each": support.each, "group": support.group, "oracle": support.kept}
@@ -59,6 +59,21 @@ class Findings:
         for name, values in found.items():
             self._seen[name][layer.number].append(np.asarray(values))
         self._contexts[layer.number] += [context_of(int(p), self.contexts) for p in layer.positions]
+
+    def of_last_document(self) -> dict[str, np.ndarray]:
+        """What `add` noted last for each layer, by "figure layer", and the contexts of its queries."""
+        last = {f"{name} {number}": held[-1] for name, seen in self._seen.items() for number, held in seen.items()}
+        count = last[f"{next(iter(self._seen))} {self.layers[0]}"].shape[-1]
+        return last | {"contexts": np.array(self._contexts[self.layers[0]][-count:])}
+
+    def restore(self, figures: dict[str, np.ndarray]) -> None:
+        """Adds a document as `of_last_document` gives it."""
+        contexts = figures["contexts"].tolist()
+        named = [(*key.split(" "), values) for key, values in figures.items() if key != "contexts"]
+        for name, number, values in named:
+            self._seen[name][int(number)].append(values)
+        for number in {number for _, number, _ in named}:
+            self._contexts[int(number)] += contexts
 
     @property
     def layers(self) -> list[int]:

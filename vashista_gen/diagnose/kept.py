@@ -15,15 +15,16 @@ class Step:
     """One decode step of a generated package for every query of a layer.
 
     The document lies in one paged cache; row i of the batch is query i, with the same pages and a length of its own.
-    Queries at page ends only, so that no summary holds a later token than its row may see. A package with a calibration
-    file gets its layer's; one without it centres sketches on the mean over the whole document.
+    Queries at page ends, so that no summary holds a later token than its row may see; `anywhere` allows others, whose
+    last page is read all the same (rule R22) and whose bounds its later tokens can only widen. A package with a
+    calibration file gets its layer's; one without it centres sketches on the mean over the whole document.
     """
 
-    def __init__(self, package: Any, layer: Layer) -> None:
+    def __init__(self, package: Any, layer: Layer, *, anywhere: bool = False) -> None:
         check_fits(package, layer)
         self.package, self.layer = package, layer
         page_size = package.SPEC["cache"]["page_size"]
-        if bool(((layer.positions + 1) % page_size).any()):
+        if not anywhere and bool(((layer.positions + 1) % page_size).any()):
             raise UsageError(
                 f"queries at {layer.positions.tolist()[:3]}... are not at the ends of pages of {page_size} tokens",
                 "choose positions p with (p + 1) a multiple of the page size",
@@ -90,9 +91,8 @@ class Step:
         """
         if self.package.SPEC.get("certificate", {}).get("kind", "none") == "none":
             return {}
-        _, lse, certificate = self.decode(return_certificate=True)
-        total = lse_of_all(self.layer)
-        omitted = self._log_omitted()
+        _, _, certificate = self.decode(return_certificate=True)
+        omitted, total = self._log_sums()
         return {
             "certified": certificate.certified.T.clone(),
             "leakage": certificate.leakage.T.double(),
@@ -100,22 +100,24 @@ class Step:
             "slack": torch.where(omitted > float("-inf"), certificate.log_omitted.T.double() - omitted, torch.nan),
         }
 
+    def _log_sums(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """log sum of exp(s_j) over the tokens that the step does not list (-inf for none) and over all it sees.
 
-    def _log_omitted(self) -> torch.Tensor:
-        """log sum of exp(s_j) over the tokens that the step does not list, float64 [heads, queries], -inf for none."""
+        Both float64 [heads, queries]; logits and sums in float64.
+        """
         q, k_cache, _, table, lens = self.tensors
         listed, bits, _ = self.package.select_tokens(q, k_cache, table, lens, self.summaries)
-        group = self.layer.q.shape[0] // self.layer.k.shape[0]
-        parts = []
+        bit = torch.arange(self.layer.group_size, dtype=torch.int32)[:, None, None]
+        omitted, everything = [], []
         for head in range(self.layer.k.shape[0]):
             weights = self.layer.log_weights(head, torch.float64)  # [group, queries, tokens]
-            for g in range(group):
-                kept = torch.zeros(len(lens), weights.shape[-1] + 1, dtype=torch.bool)
-                # -1, the padding, and tokens that another head keeps fall into the last column
-                mine = ((bits[:, head] >> g) & 1 == 1) & (listed[:, head] >= 0)
-                kept.scatter_(1, torch.where(mine, listed[:, head], weights.shape[-1]).long(), True)
-                parts.append(torch.logsumexp(weights[g].masked_fill(kept[:, :-1], float("-inf")), dim=-1))
-        return torch.stack(parts)
+            everything.append(torch.logsumexp(weights, dim=-1))
+            # -1, the padding, and tokens that another head keeps write the last column
+            mine = ((bits[:, head] >> bit) & 1 == 1) & (listed[:, head] >= 0)
+            weights = torch.nn.functional.pad(weights, (0, 1), value=float("-inf"))
+            at = torch.where(mine, listed[:, head], weights.shape[-1] - 1).long()
+            omitted.append(torch.logsumexp(weights.scatter_(-1, at, float("-inf")), dim=-1))
+        return torch.cat(omitted), torch.cat(everything)
 
 
 FLOOR = torch.tensor(1e-5, dtype=torch.float64).log().item()  # log delta below which float32 lse cannot tell it

@@ -48,7 +48,8 @@ def main(
         if tensors is not None:
             result, shape = _of_tensors(tensors, package, budget, console, hull)
         else:
-            result, shape = _of_model(model, texts, package, budget, console, contexts, queries, windows, hull, certificate)
+            parts = output / "parts" if certificate else None
+            result, shape = _of_model(model, texts, package, budget, console, contexts, queries, windows, hull, parts)
     if certificate:
         console.print(report.certificate_sentence(result["certificate"]), highlight=False, soft_wrap=True)
         output.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,8 @@ def kept_tokens(spec: dict[str, Any]) -> int:
     return (candidates.get("pages") or spec["routing"]["pages"]) * page_size
 
 
-def _of_model(model, texts, package, budget, console, contexts, queries, windows, hull, certificate) -> tuple[dict, dict]:
+def _of_model(model, texts, package, budget, console, contexts, queries, windows, hull, parts) -> tuple[dict, dict]:
+    """parts: for a certificate alone, the folder that keeps the figures of each document."""
     from vashista_gen.diagnose import models
     from vashista_gen.diagnose import texts as sources
     from vashista_gen.diagnose.findings import Findings
@@ -109,20 +111,32 @@ def _of_model(model, texts, package, budget, console, contexts, queries, windows
             f"--context {lengths[-1]}: {loaded.name} reads {loaded.longest} tokens", f"ask for up to {loaded.longest}"
         )
     step = package.SPEC["cache"]["page_size"] if package else 16
+    if parts is not None:
+        from vashista_gen.diagnose.parts import Parts
+
+        # a certificate holds within pages too: as many queries as are asked for
+        step = min(step, max(lengths[0] // 4 // queries, 1))
     positions = query_positions(lengths, queries, step)
-    findings = Findings(lengths, budget, package, with_hull=hull, certificate=certificate)
+    held = None if parts is None else Parts(parts, package, loaded.name, positions)
+    findings = Findings(lengths, budget, package, with_hull=hull, certificate=held is not None)
     read = lambda text: sources.windows(loaded.tokenizer, text, lengths[-1], windows, loaded.gguf)
     documents = [one for text in given for one in read(text)]
     stages = show.Stages(console)
+    capture = Capture(loaded.model, lambda layer: None)
     for document in documents:
+        if held is not None and held.restore(document, findings):
+            console.print(f"{document.name}: compared before", highlight=False, soft_wrap=True)
+            continue
         with stages.count(f"{document.name}: {lengths[-1]:,} tokens", loaded.num_layers) as advance:
 
             def visit(layer, advance=advance):
                 findings.add(layer)
                 advance()
 
-            capture = Capture(loaded.model, visit)
+            capture.visit = visit
             capture.run(document.ids, positions)
+        if held is not None:
+            held.keep(document, findings)
     if not findings.layers:
         raise UsageError(
             f"{loaded.name}: every layer sees a sliding window shorter than {lengths[-1]} tokens",
