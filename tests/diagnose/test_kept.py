@@ -142,6 +142,40 @@ def test_a_certificate_is_held_against_the_truth(excess):
     assert excess > 0 or certified == pytest.approx(true + false)
 
 
+def test_sums_within_a_page_are_those_of_the_tokens_not_listed():
+    import dataclasses
+
+    package, layer = certified_package(0.0), make_layer(0)
+    layer = dataclasses.replace(layer, positions=layer.positions - torch.arange(6))  # anywhere in their pages
+    with pytest.raises(UsageError, match="not at the ends of pages"):
+        Step(package, layer)
+    step = Step(package, layer, anywhere=True)
+    listed, _, _ = package.select_tokens(step.q, step.tensors[1], step.table, step.lens, step.summaries)
+    omitted, everything = step._log_sums()
+    assert omitted.dtype == everything.dtype == torch.float64
+    for head in range(4):
+        for i, position in enumerate(layer.positions.tolist()):
+            logits = layer.q[head, i].double() @ layer.k[head // 2, : position + 1].double().T * layer.sm_scale
+            assert float(everything[head, i]) == pytest.approx(float(logits.logsumexp(0)), abs=1e-12)
+            left = np.setdiff1d(np.arange(position + 1), listed[i, head // 2].numpy())
+            assert len(left) > 0 and float(omitted[head, i]) == pytest.approx(float(logits[left].logsumexp(0)), abs=1e-12)
+    assert (step.certificate()["slack"].abs() < 1e-2).all()
+
+
+def test_findings_restore_a_document():
+    package = certified_package(0.5)
+    first, second = (Findings([288, 512], 64, package, certificate=True) for _ in range(2))
+    for seed in range(2):  # documents
+        for number in (3, 5):
+            first.add(make_layer(10 * seed + number, number=number))
+        second.restore(first.of_last_document())
+    assert second.layers == first.layers == [3, 5]
+    for name in ("slack", "certified"):
+        for context in (288, 512):
+            assert np.array_equal(second.array(name, context), first.array(name, context))
+    assert second.summary() == first.summary()
+
+
 def test_findings_keep_documents_layers_and_contexts_apart():
     findings = Findings([288, 512], 64, None, with_hull=True)
     small = [

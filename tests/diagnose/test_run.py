@@ -67,6 +67,34 @@ def test_a_model_over_contexts(model, monkeypatch, tmp_path):
     assert "Constant size" in found.stdout
 
 
+def test_a_certificate_over_documents_goes_on_where_it_was_stopped(model, monkeypatch, tmp_path):
+    loaded = models.describe("random", model, Letters(True))
+    monkeypatch.setattr(models, "load", lambda name: loaded)
+    prose = "".join(chr(33 + i * i % 60) for i in range(1100))
+    monkeypatch.setattr(texts, "find", lambda name: texts.Text(name, "here", "none", prose))
+    spec = tmp_path / "told.yaml"
+    spec.write_text("name: told\n" + CERTIFIED)
+    words = ("--model", "random", "--spec", spec, "--text", "one", "--context", 512, "--queries", 40, "--certificate")
+    one = invoke(*words, "--windows", 1, "--output", tmp_path)
+    both = invoke(*words, "--windows", 2, "--output", tmp_path)
+    assert (one.exit_code, both.exit_code) == (0, 0), one.output + both.output
+    assert "one[0]: compared before" in both.stdout and "one[1]: compared before" not in both.stdout
+    found = json.loads((tmp_path / "certificate.json").read_text())["certificate"]
+    assert found["steps"] == found["steps_compared"] == 2 * 40 * 3 * 4  # documents, queries, layers, heads
+    assert found["steps_too_low"] == 0
+
+
+CERTIFIED = """\
+model: {num_q_heads: 4, num_kv_heads: 2, head_dim: 32, dtype: float32}
+cache: {page_size: 16}
+routing: {pages: 8, sink_pages: 1, recent_pages: 2}
+sketch: {bits: 8}
+candidates: {tokens: 64}
+certificate: {kind: rigorous, tolerance: 0.2}
+targets: [c]
+"""
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
