@@ -20,6 +20,7 @@ SPEC = {
         "sink_pages": 0,
         "recent_pages": 1,
         "group_reduce": "softmax_sum",
+        "dense_up_to": None,
         "levels": 1,
     },
     "sketch": {"bits": None},

@@ -21,6 +21,7 @@ SPEC = {
         "sink_pages": 1,
         "recent_pages": 2,
         "group_reduce": "softmax_sum",
+        "dense_up_to": None,
         "levels": 1,
     },
     "sketch": {"bits": None},

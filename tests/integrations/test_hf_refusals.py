@@ -181,6 +181,7 @@ def certifying():
     def decode(q, k, v, table, lens, summaries, *, return_certificate=False, budgets=None, **kwargs):
         out, lse = tiny.decode(q, k, v, table, lens, summaries, **kwargs)
         calls.append(("decode", budgets))
+        assert kwargs["max_seq_len"] == int(lens.max())
         return (out, lse, SimpleNamespace(leakage=lse)) if return_certificate else (out, lse)
 
     def summarize_pages(k, table, lens, *, v_cache=None, calibration=None):

@@ -86,7 +86,8 @@ class Requests:
 def check(wrapper, requests, package):
     """One run against the formulas: over the pages that the package's reference selects for these summaries."""
     q = requests.query()
-    table, lens = page_table(*requests.lists(), PAGE)
+    table, lens, longest = page_table(*requests.lists(), PAGE)
+    assert longest == int(lens.max())
     k = requests.cache[:, 0]
     # about the centres and spreads of the first fill, which the wrapper keeps
     summaries = package.summarize_pages(k, table, lens, calibration=wrapper.summaries.of(k))
@@ -131,6 +132,21 @@ def test_lse_is_in_base_2_and_short_contexts_are_dense():
     assert lse[2].eq(float("-inf")).all() and out[2].eq(0).all()
 
 
+def test_the_planned_lengths_decide_whether_a_step_is_read_whole():
+    requests = Requests([130, 64])
+    wrapper = SparseDecodeWithPagedKVCacheWrapper(tiny)
+    wrapper.plan(*requests.lists(), *SIZES)
+    wrapper.summarize(requests.cache)
+    q = requests.query()
+    sparse = wrapper.run(q, requests.cache)
+    with tiny.op.tuning.changed(dense_up_to=((1, 129),)):
+        assert torch.equal(wrapper.run(q, requests.cache), sparse)
+    with tiny.op.tuning.changed(dense_up_to=((1, 130),)):  # fewer than the table's 9 pages hold
+        whole = wrapper.run(q, requests.cache)
+    torch.testing.assert_close(whole.double(), requests.attention(q)[0], **CLOSE)
+    assert not torch.allclose(whole, sparse)
+
+
 def test_decoding_with_requests_that_come_and_go():
     """Appends of one token, a new request among old ones, and a freed page taken by another request."""
     requests = Requests([100, 63])
@@ -163,7 +179,7 @@ def test_the_update_is_needed():
     old.plan(*requests.lists(), *SIZES)
     old.update(requests.cache, 64)
     new = other.of(requests.cache[:, 0])
-    fresh = tiny.summarize_pages(requests.cache[:, 0], *page_table(*requests.lists(), PAGE), calibration=new)
+    fresh = tiny.summarize_pages(requests.cache[:, 0], *page_table(*requests.lists(), PAGE)[:2], calibration=new)
     used = torch.tensor(requests.pages[0])
     of_pages = slice(0, 2)  # codes and scales; the rest is no page's
     assert all(torch.equal(x[used], y[used]) for x, y in zip(new[of_pages], fresh[of_pages], strict=True))

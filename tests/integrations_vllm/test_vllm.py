@@ -234,6 +234,28 @@ def test_metadata_without_copies():
     assert (step.num_tokens, step.longest_query) == (1, 1)
 
 
+def test_the_longest_request_reaches_the_package():
+    """A step that the metadata keeps within the break-even is read whole, whatever the table's width."""
+    engine = Engine(tiny, "kv_first", "NHD", 16)
+    engine.join()
+    impl = SparseAttentionImpl(tiny, prefill=lambda layer, query, *_: query)
+    query, key, value, metadata = engine.step([180])
+    impl.forward(None, query, key, value, engine.kv, metadata)
+    query, key, value, metadata = engine.step([1])
+    step = lambda: impl.forward(None, query, key, value, engine.kv, metadata).view(1, -1, DIM)
+    assert DecodeStep.of(metadata).max_seq_len is None
+    sparse = step()
+    k, v = kv_halves(engine.kv, tiny)
+    dense = tiny.decode_dense(query, k, v, metadata.block_table, metadata.seq_lens)[0]
+    with tiny.op.tuning.changed(dense_up_to=((1, 200),)):
+        assert torch.equal(step(), sparse)
+        metadata.max_seq_len = 201
+        assert torch.equal(step(), sparse)
+        metadata.max_seq_len = 200
+        torch.testing.assert_close(step(), dense)
+    assert not torch.allclose(sparse, dense)
+
+
 def test_steps_that_are_not_for_a_decode_kernel():
     engine = Engine(tiny, "kv_first", "NHD", 16)
     engine.join()

@@ -30,7 +30,9 @@ def sections() -> st.SearchStrategy[dict]:
     )
     return st.fixed_dictionaries(
         {
-            "routing": given_keys(summary=["mean", "subpage_mean", "box", "sketch"], summary_bits=[4, 16]),
+            "routing": given_keys(
+                summary=["mean", "subpage_mean", "box", "sketch"], summary_bits=[4, 16], dense_up_to=[None, 0, 512]
+            ),
             "sketch": given_keys(
                 bits=[None, 2, 4, 8], transform=["page_channel", "hadamard"], balance=[None, "file.json"]
             ),
@@ -80,6 +82,7 @@ def broken(drawn: dict) -> set[str]:
         "R39": "iterations" in attention and not projects,
         "R40": projects and tokens == "all",
         "R43": projects and not none,
+        "R44": projects and routing.get("dense_up_to") is not None,
     }
     return {rule for rule, is_broken in rules.items() if is_broken}
 
@@ -106,6 +109,7 @@ def mended(drawn: dict) -> dict:
         "R39": lambda: drop(drawn["attention"], "iterations"),
         "R40": lambda: (drop(candidates, "pages"), candidates.update(tokens=64)),
         "R43": lambda: drop(drawn, "attention"),
+        "R44": lambda: drop(routing, "dense_up_to"),
     }
     while rules := broken(drawn):
         mend[min(rules)]()

@@ -24,6 +24,7 @@ TEMPLATES = {
     "library.py": "package/library.py.jinja",
     "op.py": "package/op.py.jinja",
     "reference.py": "package/reference.py.jinja",
+    "tuning.py": "package/tuning.py.jinja",
     "reference_solve.py": "package/reference_{solver}.py.jinja",
     "kernels/__init__.py": "kernels/__init__.py.jinja",
     "kernels/certify.py": "kernels/certify.py.jinja",
@@ -88,6 +89,8 @@ def render(plan: Plan) -> dict[str, str]:
             sources[path] = banner.replace("# ", "// ") + text
     if plan.spec.calibration:
         sources["calibration.json"] = json.dumps(plan.spec.calibration, separators=(",", ":")) + "\n"
+    if plan.spec.tuning:
+        sources["tuning.json"] = json.dumps(plan.spec.tuning, indent=1, sort_keys=True) + "\n"
     return _format(sources)
 
 

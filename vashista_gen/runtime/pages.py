@@ -81,6 +81,11 @@ class PageTable:
         return tuple(self._lens.tolist())
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest row, known without asking the device."""
+        return int(self._lens.max())
+
+    @property
     def free_pages(self) -> int:
         """How many pages no row holds."""
         return len(self._free)

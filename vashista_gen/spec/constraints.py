@@ -38,7 +38,7 @@ def _check(rule: str, *needs: str) -> Callable[[Callable[..., Problems]], Callab
 
 
 def check_constraints(values: Values, report: Report) -> None:
-    """Record a problem for each broken rule among R9 to R43 that concerns more than the value of one key."""
+    """Record a problem for each broken rule among R9 to R44 that concerns more than the value of one key."""
     _check_only_with(values, report)
     for check in _CHECKS:
         if all(key in values for key in check.needs):
@@ -350,3 +350,10 @@ def _solver_has_no_certificate(solver: str, kind: str) -> Problems:
     if solver != "softmax" and kind != "none":
         message = f"kind {kind} states the softmax mass left out, and solver {solver} has none: it returns a gap"
         yield "certificate.kind", message, "set certificate.kind to none, or attention.solver to softmax"
+
+
+@_check("R44", "attention.solver", "routing.dense_up_to")
+def _solver_is_never_dense(solver: str, dense_up_to: int | None) -> Problems:
+    if solver != "softmax" and dense_up_to is not None:
+        message = f"dense_up_to {dense_up_to} with solver {solver}: softmax attention to all is another operator"
+        yield "routing.dense_up_to", message, "remove dense_up_to, or set attention.solver to softmax"

@@ -15,12 +15,13 @@ from vashista_gen.spec.model import Source, Spec
 from vashista_gen.spec.nodes import compose, decode
 from vashista_gen.spec.report import Report
 from vashista_gen.spec.setting import REQUIRED, Setting, settings_of
+from vashista_gen.spec.tuning import read_tuning
 
 
 def load(path: str | Path) -> Spec:
     """Read and check the spec at `path`.
 
-    Raises SpecError with all problems of the file, UsageError when it cannot be read at all.
+    Raises SpecError with all problems of the file, UsageError when it, or a tuning beside it, cannot be read at all.
     """
     try:
         data = Path(path).read_bytes()
@@ -35,7 +36,7 @@ def load(path: str | Path) -> Spec:
 def loads(text: str | bytes, file: str = "<text>", folder: Path | None = None) -> Spec:
     """Check the text of a spec; messages show `file`, whose stem must be the spec's name if it ends in .yaml or .yml.
 
-    Calibration files that it names are read from `folder`. Raises SpecError with all problems of the text.
+    Calibration files that it names, and its tuning, are read from `folder`. Raises SpecError with all problems of the text.
     """
     report = Report(file)
     decoded = decode(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"), report)
@@ -50,9 +51,10 @@ def loads(text: str | bytes, file: str = "<text>", folder: Path | None = None) -
     report.raise_if_any()
     calibration = read_calibration(values, folder, report)
     report.raise_if_any()
+    tuning = read_tuning(values["name"], folder)
     sha256 = hashlib.sha256(decoded.encode("utf-8")).hexdigest()
     source = Source(file, sha256, dict(values.lines))
-    return _build(Spec, "", values, source=source, calibration=calibration)
+    return _build(Spec, "", values, source=source, calibration=calibration, tuning=tuning)
 
 
 def _shown(path: Path) -> str:

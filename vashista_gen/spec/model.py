@@ -136,6 +136,14 @@ class RoutingSpec:
         default="softmax_sum",
         choices=("softmax_sum", "max"),
     )
+    dense_up_to: int | None = setting(
+        int,
+        "Steps of which the host knows that no sequence has more tokens attend to all; null for what `tune` measured.",
+        default=None,
+        word="null",
+        low=0,
+        high=2**31 - 1,
+    )
     levels: int = setting(
         int,
         "Levels of the page index.",
@@ -371,6 +379,7 @@ class Spec:
     )
     source: Source = field(compare=False, repr=False)
     calibration: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    tuning: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def group_size(self) -> int:

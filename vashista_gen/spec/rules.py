@@ -88,6 +88,9 @@ _SENTENCES = {
         "The state of a solver other than softmax fits the shared memory of every cuda target.",
         "A solver other than softmax has certificate.kind none: its gap takes the certificate's place.",
     ),
+    "Break-even": (
+        "routing.dense_up_to is given only with solver softmax: attention to all takes a routed step's place.",
+    ),
 }
 
 RULES: dict[str, Rule] = {}

@@ -9,8 +9,8 @@ from vashista_gen.errors import UsageError
 
 def page_table(
     indptr: torch.Tensor, indices: torch.Tensor, last_page_len: torch.Tensor, page_size: int, width: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(block_table int32 [batch, width], seq_lens int32 [batch]) on the device of `indices`.
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """(block_table int32 [batch, width], seq_lens int32 [batch]) on the device of `indices`, the longest's tokens.
 
     indptr int32 [batch + 1]; indices int32 [indptr[-1] or more], physical pages; last_page_len int32 [batch], tokens
     of a sequence's last page, 1 to page_size (any value where it has no page). width: the longest sequence's pages,
@@ -33,7 +33,7 @@ def page_table(
     if len(indices):
         table = torch.where(source < 0, table, indices.int()[source.clamp(min=0)])
     lens = torch.where(counts > 0, (counts - 1) * page_size + last, 0)
-    return table, lens.to(indices.device, torch.int32)
+    return table, lens.to(indices.device, torch.int32), int(lens.max()) if len(lens) else 0
 
 
 def _counts(starts, last, indices, page_size):

@@ -72,7 +72,7 @@ class SparseDecodeWithPagedKVCacheWrapper:
         self._buffers = (paged_kv_indptr_buffer, paged_kv_indices_buffer, paged_kv_last_page_len_buffer)
         self._graph = use_cuda_graph
         self._max_pages = max_pages
-        self._table = self._lens = None
+        self._table = self._lens = self._longest = None  # for a graph the longest is what max_pages holds
         if use_cuda_graph:
             if paged_kv_last_page_len_buffer is None or max_pages is None:
                 raise UsageError(
@@ -126,9 +126,9 @@ class SparseDecodeWithPagedKVCacheWrapper:
             if given is not None:
                 self._same(name, str(given).removeprefix("torch."), self._dtype(indices.device), "model.dtype")
         _refuse("plan", other)
-        table, lens = page_table(indptr, indices, last_page_len, page_size, self._max_pages)
+        table, lens, longest = page_table(indptr, indices, last_page_len, page_size, self._max_pages)
         if not self._graph:
-            self._table, self._lens = table, lens
+            self._table, self._lens, self._longest = table, lens, longest
             return
         self._same("the batch of a wrapper for a CUDA graph", len(lens), len(self._lens), None)
         self._table.copy_(table)
@@ -174,7 +174,8 @@ class SparseDecodeWithPagedKVCacheWrapper:
         _refuse("run", other)
         k, v = self._halves(paged_kv_cache)
         wanted = return_lse or lse is not None
-        out, lse = self.package.decode(q, k, v, *self._planned(), self.summaries.of(k), out=out, lse=lse)
+        given = {"max_seq_len": self._longest, "out": out, "lse": lse}
+        out, lse = self.package.decode(q, k, v, *self._planned(), self.summaries.of(k), **given)
         if wanted:
             lse.mul_(LOG2_E)
         return (out, lse) if return_lse else out

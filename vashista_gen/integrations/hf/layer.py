@@ -126,7 +126,7 @@ class PagedLayer(CacheLayerMixin):
         tensors = (query, pages.k_cache, pages.v_cache, pages.block_table, pages.seq_lens)
         if self.index in settings.dense_layers:
             return settings.package.decode_dense(*tensors)[0].to(q.dtype)
-        more = {}
+        more = {"max_seq_len": pages.table.longest}
         if self.budgets is not None:
             more["budgets"] = self.budgets.expand(len(q), -1).contiguous()
         if not settings.certified:

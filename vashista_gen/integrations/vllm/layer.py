@@ -90,6 +90,7 @@ class SparseAttentionImpl:
         rows = min(step.num_tokens, step.seq_lens.shape[0])
         out = output.view(query.shape)[:rows]
         self.package.decode(
-            query[:rows], k, v, step.block_table[:rows], step.seq_lens[:rows], self.summaries.of(k), out=out
-        )
+            query[:rows], k, v, step.block_table[:rows], step.seq_lens[:rows], self.summaries.of(k),
+            max_seq_len=step.max_seq_len, out=out,
+        )  # fmt: skip
         return output
