@@ -36,7 +36,8 @@ def load(path: str | Path) -> Spec:
 def loads(text: str | bytes, file: str = "<text>", folder: Path | None = None) -> Spec:
     """Check the text of a spec; messages show `file`, whose stem must be the spec's name if it ends in .yaml or .yml.
 
-    Calibration files that it names, and its tuning, are read from `folder`. Raises SpecError with all problems of the text.
+    Calibration files that it names, and its tuning, are read from `folder`. Raises SpecError with all problems of the
+    text.
     """
     report = Report(file)
     decoded = decode(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"), report)

@@ -41,7 +41,8 @@ def _check(content: Any) -> str:
     if not isinstance(content, dict):
         return "holds no mapping"
     for device, entry in content.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("source"), str) or not isinstance(entry.get("knobs"), dict):
+        kinds = (("source", str), ("knobs", dict))
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in kinds):
             return f"has no source and knobs for {device}"
         for knob, value in entry["knobs"].items():
             if knob == "dense_up_to":

@@ -30,7 +30,8 @@ class DecodeStep:
         """From vLLM's FlashAttentionMetadata or CommonAttentionMetadata, or anything with their attributes.
 
         query_start_loc int32 [batch + 1]; seq_lens int32 [batch]; block_table or block_table_tensor; slot_mapping;
-        num_actual_tokens; max_query_len; max_seq_len, if it is there. Nothing is read from the device, nothing is copied but old_seq_lens.
+        num_actual_tokens; max_query_len; max_seq_len, if it is there. Nothing is read from the device, nothing is copied but
+        old_seq_lens.
         """
         table = getattr(metadata, "block_table", None)
         table = metadata.block_table_tensor if table is None else table
