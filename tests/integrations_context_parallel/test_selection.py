@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from vashista_gen.generated import tiny
 
 from vashista_gen.integrations.context_parallel import local_lengths, owner
-from vashista_gen.integrations.context_parallel.selection import select_local_pages
+from vashista_gen.integrations.context_parallel.selection import (
+    in_whole_sequence,
+    local_pages,
+    local_tokens,
+    select_pages,
+)
 
 from .ranks import logical, share, tokens
 
@@ -62,7 +67,7 @@ def select(package, q, kv, ranks):
         s = shares[rank]
         summaries = package.summarize_pages(s.k_cache, s.block_table, s.seq_lens, calibration=constants)
         scores = package.score_pages(q, summaries, s.block_table, s.seq_lens)
-        return select_local_pages(package, scores, lens, rank, ranks, exchange.of(rank))
+        return local_pages(select_pages(package, scores, lens, rank, ranks, exchange.of(rank)), rank, ranks)
 
     with ThreadPoolExecutor(ranks) as pool:
         return list(pool.map(one, range(ranks))), shares
@@ -98,3 +103,44 @@ def test_score_pages(width):
     assert found.shape == wanted.shape == (6, 2, 2, width)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
     assert found.isinf().sum() == 4 * sum(width - -(-n // PAGE) for n in lengths)
+
+
+@given(st.lists(st.integers(0, 40), max_size=6, unique=True), st.integers(1, 4))
+@example([], 3)
+@example([0, 3, 6, 9], 3)
+def test_scores_come_back_in_the_order_of_the_pages(pages, ranks):
+    """Each score names its page and place; what a rank writes behind its own pages is never looked at."""
+    page_size, width = 4, 6
+    pages = sorted(pages)
+    listed = torch.tensor([*pages, *[-1] * (width - len(pages))], dtype=torch.int32)[None, None]
+    name = lambda page: 10.0 * page + torch.arange(page_size)
+    scores = torch.full((ranks, 1, 1, 2, width * page_size), float("nan"))
+    for rank in range(ranks):
+        mine = [page for page in pages if page % ranks == rank]
+        assert local_pages(listed, rank, ranks).flatten().tolist()[: len(mine)] == [page // ranks for page in mine]
+        for i, page in enumerate(mine):
+            scores[rank, 0, 0, :, i * page_size : (i + 1) * page_size] = name(page)
+    whole = in_whole_sequence(scores, listed, page_size)
+    wanted = [x for page in pages for x in name(page).tolist()] + [float("-inf")] * (width - len(pages)) * page_size
+    assert whole[0, 0].tolist() == [wanted, wanted]
+
+
+@given(st.lists(st.integers(0, 200), max_size=20, unique=True), st.integers(1, 4), st.integers(0, 9))
+@example([], 2, 0)
+@example([15, 16, 32, 48], 2, 1)
+def test_every_listed_token_goes_to_its_owner(positions, ranks, seed):
+    positions = sorted(positions)
+    draw = torch.Generator().manual_seed(seed)
+    heads = torch.randint(1, 8, (len(positions),), generator=draw, dtype=torch.int32).tolist()
+    pad = 21 - len(positions)
+    tokens = torch.tensor([*positions, *[-1] * pad], dtype=torch.int32)[None, None]
+    bits = torch.tensor([*heads, *[0] * pad], dtype=torch.int32)[None, None]
+    counts = torch.tensor([[len(positions)]], dtype=torch.int32)
+    back = {}
+    for rank in range(ranks):
+        found, kept, count = (x[0, 0] for x in local_tokens(tokens, bits, counts, PAGE, rank, ranks))
+        n = int(count)
+        assert (found[n:] == -1).all() and (kept[n:] == 0).all() and (found[:n].diff() > 0).all()
+        for at, head in zip(found[:n].tolist(), kept[:n].tolist(), strict=True):
+            back[(at // PAGE * ranks + rank) * PAGE + at % PAGE] = head
+    assert back == dict(zip(positions, heads, strict=True))

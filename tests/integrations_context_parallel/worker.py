@@ -51,12 +51,41 @@ def check(decoder, package, q, kv, mine, lens, summaries):
     wanted = package.select_pages(q, all_summaries, whole.block_table, whole.seq_lens)
     assert logical(everyone, decoder.ranks) == logical([wanted], 1)
     here = (q, mine.k_cache, mine.v_cache, mine.block_table, lens)
-    for found, expected in (
+    pairs = [
         (decoder.decode(*here, summaries), package.decode(*step, all_summaries)),
         (decoder.decode_dense(*here), package.decode_dense(*step)),
-    ):
+    ]
+    if hasattr(package, "select_tokens"):
+        budgets = torch.arange(1, 1 + selected[..., 0].numel(), dtype=torch.int32).view(selected.shape[:2]) * 9
+        for given in (None, budgets):
+            check_tokens(decoder, package, (here, summaries), (step, all_summaries), given)
+        chosen = {"budgets": budgets}
+        pairs.append((decoder.decode(*here, summaries, **chosen), package.decode(*step, all_summaries, **chosen)))
+    for found, expected in pairs:
         for x, y in zip(found, expected, strict=True):
             torch.testing.assert_close(x, y, **CLOSE)
+
+
+def check_tokens(decoder, package, here, whole, budgets):
+    """The ranks' tokens, and the heads that keep each, are exactly those of one process."""
+    (q, k_cache, _, table, lens), summaries = here
+    listed = decoder.select_tokens(q, k_cache, table, lens, summaries, budgets=budgets)
+    everyone = [[torch.empty_like(x) for _ in range(decoder.ranks)] for x in listed]
+    for out, x in zip(everyone, listed, strict=True):
+        dist.all_gather(out, x)
+    (q, k_cache, _, table, lens), summaries = whole
+    wanted = package.select_tokens(q, k_cache, table, lens, summaries, budgets=budgets)
+    page_size = package.SPEC["cache"]["page_size"]
+    for b, h in [(b, h) for b in range(q.shape[0]) for h in range(wanted[2].shape[1])]:
+        found = {}
+        for rank, (tokens, heads, counts) in enumerate(zip(*everyone, strict=True)):
+            n = int(counts[b, h])
+            positions = tokens[b, h, :n]
+            logical_positions = (positions // page_size * decoder.ranks + rank) * page_size + positions % page_size
+            found |= dict(zip(logical_positions.tolist(), heads[b, h, :n].tolist(), strict=True))
+        n = int(wanted[2][b, h])
+        assert found == dict(zip(wanted[0][b, h, :n].tolist(), wanted[1][b, h, :n].tolist(), strict=True))
+        assert n < int(lens[b]) or int(lens[b]) <= 100, "nothing was left out: the selection is not tested"
 
 
 def work(rank, ranks, folder, names):

@@ -117,6 +117,11 @@ class Plan:
         return (most // self.spec.routing.pages).bit_length() - 1
 
     @property
+    def decode_in_steps(self) -> bool:
+        """Whether score_tokens, choose_tokens and attend_tokens are functions of the package: what decode does is these."""
+        return self.token_list and not self.projects and not self.retries
+
+    @property
     def projects(self) -> bool:
         """Whether the candidates' weights come from a projection and not from softmax."""
         return self.spec.attention.solver != "softmax"
