@@ -53,3 +53,31 @@ def test_select_tokens_shows_what_decode_chooses(listing):
     if listing.exact:
         for got, wanted in zip(shown, listing.package.reference.select_tokens(*tensors), strict=True):
             assert torch.equal(got, wanted)
+
+
+def test_the_steps_are_decode(listing):
+    """score_tokens, choose_tokens and attend_tokens one by one: bit for bit what decode gives; refusals name the tensor."""
+    package = listing.package
+    if not hasattr(package, "score_tokens"):
+        pytest.skip("this package computes rows again, or projects: its decode is more than these steps")
+    step = make_step(listing, Case((LONG, EMPTY, Length(eighths=11, tokens=2)), seed=5))
+    summaries = step.summarize()
+    caches, rows = (step.k_cache, step.v_cache), (step.block_table, step.seq_lens)
+    pages = package.select_pages(step.q, summaries, *rows)
+    scores = package.score_tokens(step.q, step.k_cache, *rows, summaries, pages)
+    chosen = package.choose_tokens(scores, step.seq_lens, pages)
+    for got, shown in zip(chosen, package.select_tokens(step.q, step.k_cache, *rows, summaries), strict=True):
+        assert torch.equal(got, shown)
+    found = package.attend_tokens(step.q, *caches, *rows, *chosen)
+    for got, wanted in zip(found, package.decode(step.q, *caches, *rows, summaries), strict=True):
+        assert torch.equal(got, wanted)
+    if listing.exact:
+        reference = package.reference
+        expected = reference.score_tokens(step.q, step.k_cache, *rows, summaries, pages)
+        torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+        for got, wanted in zip(reference.attend_tokens(step.q, *caches, *rows, *chosen), found, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="counts must be int32"):
+        package.attend_tokens(step.q, *caches, *rows, *chosen[:2], chosen[2].long())
+    with pytest.raises(ValueError, match="scores must be float32"):
+        package.choose_tokens(scores[..., :-1], step.seq_lens, pages)
