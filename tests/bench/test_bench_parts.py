@@ -69,15 +69,34 @@ def _case(context, speedup):
         ({}, None, "not measured"),
         ({1024: None}, None, "not measured"),
         ({1024: 0.5, 2048: 0.9}, None, "beyond 2,048"),
-        ({1024: 1.1, 2048: 2.0}, 1024, "every context measured"),
+        ({1024: 1.1, 2048: 2.0}, 1024, "from 1,024 tokens, the shortest measured"),
         ({1024: 0.5, 4096: 2.0}, 2048, "about 2,048"),
         ({1024: 1.5, 2048: 0.5, 8192: 2.0}, 4096, "about 4,096"),  # from there on it stays faster
     ],
 )
 def test_break_even(ratios, context, words):
     text, found = results.break_even([_case(*one) for one in ratios.items()])
-    assert words in text
+    assert words in text and "SDPA" in text
     assert found == (None if context is None else pytest.approx(context))
+
+
+def test_break_even_with_the_dense_op():
+    times = lambda dense: {"dense": timing.Timing(dense, dense, 20), "sparse": timing.Timing(1.0, 1.0, 20)}
+    cases = [results.CaseResult(n, 1, 1000, 100, times=times(dense)) for n, dense in ((1024, 0.5), (4096, 2.0))]
+    text, found = results.break_even(cases, "over_dense")
+    assert "with the dense op" in text and "from about 2,048" in text and found == pytest.approx(2048)
+
+
+def test_the_choice_is_the_dense_op_however_wide_the_table(tiny, case):
+    """The contestant decodes whole what the context, not the table, keeps within the break-even; the rest is routed."""
+    one = contestants.chosen(tiny, case, 200)
+    with contestants.routed(tiny):
+        assert gate.check(one, tiny, case) < 1e-5
+        sparse = Contestant("sparse", "", "dense", lambda i, x: tiny.decode(*x.paged, x.summaries))
+        with pytest.raises(gate.WrongResult):
+            gate.check(sparse, tiny, case)
+        with pytest.raises(gate.WrongResult):
+            gate.check(contestants.chosen(tiny, case, 199), tiny, case)
 
 
 def test_rounds_time_each_once_in_changing_order(monkeypatch):

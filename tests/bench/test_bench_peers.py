@@ -20,11 +20,17 @@ class Wrapper:
 
     def plan(self, indptr, indices, last_page_len, num_qo_heads, num_kv_heads, head_dim, page_size, **more):
         assert indptr.dtype == indices.dtype == last_page_len.dtype == torch.int32
+        assert set(more) <= {"q_data_type", "kv_data_type", "logits_soft_cap", "sm_scale"}
+        assert len(indptr) == len(last_page_len) + 1 and int(indptr[-1]) == len(indices)
         self.lists = [indices[a:b].long() for a, b in zip(indptr, indptr[1:], strict=False)]
         self.last, self.scale, self.page_size = last_page_len, more["sm_scale"], page_size
         self.heads = (num_qo_heads, num_kv_heads)
 
     def run(self, q, caches, *, out):
+        per_page = [self.heads[1], self.page_size] if self.layout == "HND" else [self.page_size, self.heads[1]]
+        assert q.shape == out.shape == (len(self.lists), self.heads[0], q.shape[2])
+        for cache in caches:
+            assert list(cache.shape[1:]) == [*per_page, q.shape[2]] and cache.dtype == q.dtype
         for row, pages in enumerate(self.lists):
             k, v = (c[pages].transpose(1, 2) if self.layout == "HND" else c[pages] for c in caches)
             length = (len(pages) - 1) * self.page_size + int(self.last[row])
@@ -54,7 +60,7 @@ def _package(tiny, layout):
 @pytest.mark.parametrize("context", [40, 100])
 @pytest.mark.parametrize(
     ("make", "layout"),
-    [(peers._flashinfer, "NHD"), (peers._flashinfer, "HND"), (peers._flashinfer_pages, "HND")],
+    [(make, layout) for make in (peers._flashinfer, peers._flashinfer_pages) for layout in ("NHD", "HND")],
 )
 def test_page_lists(flashinfer, tiny, make, layout, context):
     package = _package(tiny, layout)
@@ -63,8 +69,6 @@ def test_page_lists(flashinfer, tiny, make, layout, context):
 
 
 def test_left_out_with_a_reason(tiny, case, monkeypatch):
-    with pytest.raises(peers._Skip, match="NHD"):
-        peers._flashinfer_pages(tiny, case)
     monkeypatch.setitem(sys.modules, "flashinfer", None)
     with pytest.raises(peers._Skip, match="not installed"):
         peers._flashinfer(tiny, case)

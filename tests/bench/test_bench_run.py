@@ -36,6 +36,19 @@ def test_requirements_decide_the_exit_code(bench):
     assert code == 1 and "MISSED  speedup@200>=3.5: 3.000, missed by 0.500" in printed
 
 
+def test_the_choice_is_timed_within_the_break_even(bench, tiny, tmp_path):
+    code, printed = bench(require=["choice@48>=0.95"])
+    assert code == 1 and "choice@48>=0.95: not measured" in printed
+    assert "no break-even is known; next: vashista-gen tune" in printed
+    assert "with the dense op: the sparse step is faster from 48 tokens, the shortest measured" in printed
+    with tiny.op.tuning.changed(dense_up_to=((1, 100),)):
+        code, printed = bench(require=["choice@48>=0.001"])
+        assert code == 0 and "what has up to 100 tokens" in printed
+    times = [case["times"] for case in json.loads((tmp_path / "bench.json").read_text())["cases"]]
+    assert ["chosen" in one for one in times] == [True, False]
+    assert tiny.op.tuning.of(torch.device("cpu")).dense_up_to == ()
+
+
 def test_a_required_context_is_measured(bench, tmp_path):
     assert bench(contexts=(48,), require=["speedup@64>=1"])[0] == 0
     assert [case["context"] for case in json.loads((tmp_path / "bench.json").read_text())["cases"]] == [48, 64]

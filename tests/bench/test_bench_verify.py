@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rendered import import_package
 
-from vashista_gen.bench import gate, verify
+from vashista_gen.bench import cases, contestants, gate, verify
 
 GENERATED = Path(__file__).resolve().parents[2] / "generated"
 RECORDED = sorted(path.parent.name for path in GENERATED.glob("*/verified.json"))
@@ -23,7 +24,8 @@ def of(name):
 def test_shipped_records_are_of_the_shipped_kernels(name):
     package, library = of(name)
     stale = verify.stale(package, library)
-    assert not stale, f"{name}: kernels changed since {stale} were verified; next: vashista-gen verify specs/{name}.yaml --record"
+    step = f"vashista-gen verify specs/{name}.yaml --record"
+    assert not stale, f"{name}: kernels changed since {stale} were verified; next: {step}"
 
 
 def test_a_record_of_other_kernels_is_stale(tmp_path):
@@ -48,3 +50,99 @@ def test_verify_passes_the_package_and_fails_a_wrong_one():
     wrong.decode = lambda q, *rest, **given: package.decode(1.01 * q, *rest, **given)
     with pytest.raises(gate.WrongResult, match="batch 1, 1 tokens: sparse: lse off"):
         verify.verify(wrong, torch.device("cpu"), torch.float32, seen.append)
+
+
+SKETCHED = "sketch: {bits: 8, transform: hadamard}\n"
+PROMISES = {
+    "rigorous": SKETCHED + "certificate: {kind: rigorous, every: 2, tolerance: 0.9}\n",
+    "returning": SKETCHED + "certificate: {kind: rigorous, tolerance: 0.01}\nfallback: dense\n",
+    "entropic": "attention: {solver: entropic_projection}\n",
+    "frank_wolfe": "attention: {solver: frank_wolfe, iterations: 12}\n",
+}
+
+
+@pytest.fixture(scope="module")
+def promising(tmp_path_factory):
+    """name of PROMISES -> a package that its own reference computes, and a case of 130 tokens, twice what is routed."""
+    folder, made = tmp_path_factory.mktemp("packages"), {}
+    tiny = (GENERATED.parent / "specs" / "tiny.yaml").read_text(encoding="utf-8").replace("tokens: all", "tokens: 40")
+
+    def get(name):
+        if name not in made:
+            made[name] = import_package(folder, tiny.replace("name: tiny", f"name: promise_{name}") + PROMISES[name])
+            made[name].op._library = lambda x: None
+        with torch.inference_mode():
+            return made[name], cases.make(made[name], 130, 2, torch.device("cpu"), torch.float32, 1, False)
+
+    return get
+
+
+@pytest.mark.parametrize("name", PROMISES)
+def test_promises_are_kept(promising, name):
+    package, case = promising(name)
+    with torch.inference_mode(), contestants.routed(package):
+        checked = [*contestants.of_package(package, case), *contestants.promised(package, case)]
+        errors = {one.name: verify._check(one, package, case) for one in checked}
+    projects = name in ("entropic", "frank_wolfe")
+    assert {"tokens", *(() if projects else ("certificate", "chosen"))} <= set(errors)
+    assert errors["tokens"] == 0 and errors.get("certificate", 0) < 1e-4 and errors.get("chosen", 0) < 1e-5
+
+
+def _changed(place, change):
+    """decode with one of its results changed in place: (0,) out, (1,) lse or gap, (2, n) the certificate's n-th."""
+
+    def way(op):
+        def wrong(*args, **named):
+            result = op(*args, **named)
+            if place[0] < len(result):
+                change(result[place[0]][place[1]] if place[1:] else result[place[0]])
+            return result
+
+        return wrong
+
+    return way
+
+
+BROKEN = [
+    ("rigorous", "certificate", _changed((2, 3), lambda x: x.mul_(0.9)), "leakage is not that of log_omitted"),
+    ("rigorous", "certificate", _changed((2, 4), lambda x: x.mul_(1e-3)), "further off than its error_bound"),
+    ("rigorous", "certificate", _changed((2, 5), lambda x: x.logical_not_()), "certified"),
+    ("rigorous", "certificate", _changed((2, 0), lambda x: x.fill_(float("nan"))), "NaN where heads are audited"),
+    ("returning", "certificate", _changed((2, 5), lambda x: x.zero_()), "certified is not leakage"),
+    ("entropic", "sparse", _changed((1,), lambda x: x.mul_(-1)), "claims nothing, or is negative"),
+    ("entropic", "sparse", _changed((1,), lambda x: x.fill_(float("inf"))), "claims nothing"),
+    ("entropic", "sparse", _changed((1,), lambda x: x.add_(3)), "the reference's"),
+    ("entropic", "sparse", _changed((0,), lambda x: x.mul_(1.5)), "than the gaps allow"),
+    ("frank_wolfe", "sparse", _changed((0,), lambda x: x.mul_(30)), "than the gaps allow"),
+]
+
+
+@pytest.mark.parametrize(("name", "which", "way", "words"), BROKEN)
+def test_a_broken_promise_is_seen(promising, name, which, way, words):
+    package, case = promising(name)
+    wrong = SimpleNamespace(**vars(package))
+    wrong.decode = way(package.decode)
+    with torch.inference_mode(), contestants.routed(package):
+        checked = [*contestants.of_package(wrong, case), *contestants.promised(wrong, case)]
+        (one,) = (one for one in checked if one.name == which)
+        with pytest.raises(gate.WrongResult, match=words):
+            gate.check(one, wrong, case)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t, h, n: (t.flip(-1), h, n), "not ascending"),
+        (lambda t, h, n: (t, h, n - 1), "counts do not fit"),
+        (lambda t, h, n: (t + 1000 * (t == 129), h, n), "beyond the sequence"),
+        (lambda t, h, n: (t, h * 0, n), "no head keeps"),
+        (lambda t, h, n: (torch.arange(t.shape[-1]).int().expand_as(t), h, n), "of the reference's tokens"),
+    ],
+)
+def test_a_wrong_list_is_seen(promising, change, words):
+    package, case = promising("rigorous")
+    wrong = SimpleNamespace(**vars(package))
+    wrong.select_tokens = lambda *args: change(*package.select_tokens(*args))
+    with torch.inference_mode(), pytest.raises(gate.WrongResult, match=words):
+        (one,) = (one for one in contestants.promised(wrong, case) if one.name == "tokens")
+        gate.check(one, wrong, case)

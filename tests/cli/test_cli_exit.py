@@ -15,7 +15,8 @@ from vashista_gen import emit
 from vashista_gen.errors import MissingEnvironmentError
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("check", "generate", "explain", "build", "demo", "bench", "doctor", "eval", "diagnose", "calibrate", "new")
+COMMANDS = ("check", "generate", "explain", "build", "demo", "bench", "doctor", "eval", "diagnose", "calibrate", "new",
+            "tune")  # fmt: skip
 
 
 def test_help_lists_every_command() -> None:

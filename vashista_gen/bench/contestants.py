@@ -1,8 +1,11 @@
-"""What is timed of the package itself: the whole sparse step, its parts, the dense op, a summary update."""
+"""What is timed of the package itself: the whole sparse step, its parts, the dense op, a summary update, and the step
+as it decides for itself between the two where it takes the dense one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -16,9 +19,9 @@ from vashista_gen.bench.cases import Case, Inputs
 class Contestant:
     """A call to time. `run(set number, inputs)` computes; `kind` says which reference the gate holds it against.
 
-    kind: dense (every token), candidates (what the package keeps of the pages it selected), pages (every token of
-    those), selection, summaries. A peer that fails its check is left out with the reason; for the package a failure is
-    an error.
+    kind: dense (every token), candidates (what the package keeps of the pages it selected), solution (a projection on
+    those), pages (every token of the selected ones), selection, tokens, summaries, certificate. A peer that fails its
+    check is left out with the reason; for the package a failure is an error.
     """
 
     name: str
@@ -28,16 +31,36 @@ class Contestant:
     peer: bool = False
 
 
+@contextlib.contextmanager
+def routed(package: ModuleType) -> Iterator[None]:
+    """Within it the package routes every step that can drop a token, also one that is faster read whole."""
+    with package.op.tuning.changed(dense_up_to=()):
+        yield
+
+
+def chosen(package: ModuleType, case: Case, whole: int) -> Contestant:
+    """The step that reads whole what has up to `whole` tokens, told its context, which is no longer."""
+    decode = _into(package.decode, case, lambda i, x: (*x.paged, x.summaries), lambda i: {"max_seq_len": case.context})
+
+    def run(i, x):
+        with package.op.tuning.changed(dense_up_to=((1, whole),)):
+            return decode(i, x)
+
+    return Contestant("chosen", "sparse op, its own choice: dense", "dense", run)
+
+
 def of_package(package: ModuleType, case: Case) -> list[Contestant]:
     """The package's own contestants. Outputs are poisoned with NaN once, so that a value never written shows."""
     pages = [package.select_pages(x.q, x.summaries, x.block_table, x.seq_lens) for x in case.inputs]
+    projects = package.SPEC["attention"]["solver"] != "softmax"
+    kind, second = ("solution", "gap") if projects else ("candidates", "lse")
     return [
         Contestant("dense", "dense op, paged KV", "dense", _into(package.decode_dense, case, lambda i, x: x.paged)),
         Contestant(
             "sparse",
             "sparse op, paged KV",
-            "candidates",
-            _into(package.decode, case, lambda i, x: (*x.paged, x.summaries)),
+            kind,
+            _into(package.decode, case, lambda i, x: (*x.paged, x.summaries), second=second),
         ),
         Contestant(
             "select",
@@ -48,12 +71,13 @@ def of_package(package: ModuleType, case: Case) -> list[Contestant]:
         Contestant(
             "attend",
             "  in it: attention to given pages",
-            "candidates",
+            kind,
             _into(
                 package.decode,
                 case,
                 lambda i, x: (*x.paged, x.summaries),
                 lambda i: {"selected_pages": pages[i]},
+                second,
             ),
         ),
         Contestant(
@@ -67,7 +91,25 @@ def of_package(package: ModuleType, case: Case) -> list[Contestant]:
     ]
 
 
-def _into(op, case, arguments, extra=lambda i: {}):
+def promised(package: ModuleType, case: Case) -> list[Contestant]:
+    """What is verified beside what is timed: the list of tokens, the certificate, the step that is read whole."""
+    spec, found = package.SPEC, []
+    if hasattr(package, "select_tokens"):
+        run = lambda i, x: package.select_tokens(x.q, x.k_cache, x.block_table, x.seq_lens, x.summaries)
+        found.append(Contestant("tokens", "list of tokens", "tokens", run))
+    if spec["certificate"]["kind"] != "none":
+
+        def certified(i, x):
+            out, lse, certificate = package.decode(*x.paged, x.summaries, return_certificate=True)
+            return out, lse, *certificate
+
+        found.append(Contestant("certificate", f"{spec['certificate']['kind']} certificate", "certificate", certified))
+    if spec["attention"]["solver"] == "softmax":
+        found.append(chosen(package, case, case.context))
+    return found
+
+
+def _into(op, case, arguments, extra=lambda i: {}, second="lse"):
     """run() of an op that fills outputs of its own, made once for each set of inputs."""
     outputs = [
         (torch.full_like(x.q, float("nan")), torch.full(x.q.shape[:2], float("nan"), device=x.q.device))
@@ -76,6 +118,6 @@ def _into(op, case, arguments, extra=lambda i: {}):
 
     def run(i, x):
         out, lse = outputs[i]
-        return op(*arguments(i, x), **extra(i), out=out, lse=lse)
+        return op(*arguments(i, x), **extra(i), out=out, **{second: lse})
 
     return run

@@ -71,30 +71,41 @@ def _flashinfer(package: ModuleType, case: Case) -> Contestant:
 
 
 def _flashinfer_pages(package: ModuleType, case: Case) -> Contestant:
-    """Attention to the pages selected for each KV head: an HND cache is seen as pages of one head each."""
+    """Attention to the pages selected for each KV head: an HND cache is seen as pages of one head each.
+
+    Of an NHD cache the selected pages, and no others, are copied to one of that kind, in random order and untimed.
+    """
     cache, model = package.SPEC["cache"], package.SPEC["model"]
-    if cache["layout"] != "HND":
-        raise _Skip("page lists of a head need an HND cache; the spec's is NHD")
     kv_heads, dim, page_size = model["num_kv_heads"], model["head_dim"], cache["page_size"]
+    by_head = cache["layout"] == "HND"
     group, wrappers, views = model["num_q_heads"] // kv_heads, [], []
     for x in case.inputs:
         selected = package.select_pages(x.q, x.summaries, x.block_table, x.seq_lens)
         selected = selected[..., : min(selected.shape[-1], x.block_table.shape[1])].long()
         batch, _, pages = selected.shape
         physical = torch.gather(x.block_table.long()[:, None].expand(-1, kv_heads, -1), 2, selected)
-        indices = (physical * kv_heads + torch.arange(kv_heads, device=x.q.device)[:, None]).flatten().int()
+        heads = torch.arange(kv_heads, device=x.q.device)[:, None]
+        if by_head:
+            indices = (physical * kv_heads + heads).flatten().int()
+            caches = (x.k_cache, x.v_cache)
+        else:
+            order = torch.randperm(physical.numel(), device=x.q.device)
+            indices = torch.empty_like(order).index_put((order,), torch.arange(len(order), device=x.q.device)).int()
+            # [pages, page_size, d]: place i of the copy holds the order[i]-th of the pages listed
+            caches = tuple(c[physical, :, heads].flatten(0, 2)[order].contiguous() for c in (x.k_cache, x.v_cache))
         rows = batch * kv_heads
         indptr = torch.arange(0, rows * pages + 1, pages, dtype=torch.int32)
         last = torch.full((rows,), (case.context - 1) % page_size + 1, dtype=torch.int32)  # ascending: the last is last
         wrappers.append(_planned(package, x, "HND", indptr, indices, last, (group, 1)))
-        views.append(tuple(c.view(-1, 1, page_size, dim) for c in (x.k_cache, x.v_cache)))
+        views.append(tuple(c.view(-1, 1, page_size, dim) for c in caches))
     outs = [torch.full_like(x.q, float("nan")) for x in case.inputs]
 
     def run(i: int, x: Inputs) -> torch.Tensor:
         wrappers[i].run(x.q.view(-1, group, dim), views[i], out=outs[i].view(-1, group, dim))
         return outs[i]
 
-    return Contestant("flashinfer_pages", "FlashInfer, pages given for each head", "pages", run, peer=True)
+    label = "FlashInfer, pages given for each head" + ("" if by_head else ", copied to HND")
+    return Contestant("flashinfer_pages", label, "pages", run, peer=True)
 
 
 def _planned(package, x, layout, indptr, indices, last_page_len, heads):

@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vashista_gen.bench import require, results
+from vashista_gen.bench import results
 from vashista_gen.bench.require import short
 from vashista_gen.bench.results import CaseResult, Result
 
@@ -22,8 +22,11 @@ RATIOS = {
     "over_dense": "sparse\nvs dense op",
     "dense_speedup": "dense op\nvs SDPA",
     "sparse_vs_flashinfer": "sparse vs\nFlashInfer",
+    "dense_vs_flashinfer": "dense op vs\nFlashInfer",
     "attend_vs_flashinfer_pages": "attention vs\nFlashInfer, same pages",
+    "choice": "its own choice\nvs dense op",
 }
+ALWAYS = ("speedup", "over_dense", "dense_speedup")
 BUSY = 0.4  # of the CPUs in use before the run
 COLUMNS = ("context", "batch", "contestant", "state", "median_us", "fastest_tenth_us", "rounds", "error", "bytes",
            "gb_per_s", "floor_us", "speedup_vs_sdpa", "note")  # fmt: skip
@@ -32,7 +35,9 @@ COLUMNS = ("context", "batch", "contestant", "state", "median_us", "fastest_tent
 def show(console: Console, result: Result) -> None:
     """Prints the tables."""
     _print(console, _ratios(result))
-    line(console, results.break_even(result.cases)[0], "bold")
+    for ratio in ("speedup", "over_dense"):
+        line(console, results.break_even(result.cases, ratio)[0], "bold")
+    line(console, _use(result))
     line(console)
     _print(console, _times(result))
     _print(console, _bytes(result))
@@ -70,6 +75,16 @@ def line(console: Console, text: str = "", style: str | None = None) -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
+def _use(result: Result) -> str:
+    """What the op makes of the break-even."""
+    if result.dense_up_to:
+        return (
+            f"Told the lengths (max_seq_len), the op reads whole what has up to {result.dense_up_to:,} tokens "
+            "at this batch; times of the sparse op below that are of routing all the same."
+        )
+    return "The op routes every step that can drop a token: no break-even is known; next: vashista-gen tune."
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", show_edge=False)
     for column in columns:
@@ -88,7 +103,7 @@ def _state(case: CaseResult) -> str:
 
 
 def _ratios(result: Result) -> Table:
-    shown = [name for name in RATIOS if name in require.RATIOS or any(case.ratios[name] for case in result.cases)]
+    shown = [name for name in RATIOS if name in ALWAYS or any(case.ratios[name] for case in result.cases)]
     table = _table("How many times faster (medians)", "context", *(RATIOS[name] for name in shown))
     for case in result.cases:
         cells = [_state(case) if (x := case.ratios[name]) is None else f"{x:.2f}x" for name in shown]
@@ -141,6 +156,7 @@ def write(result: Result, folder: Path) -> list[Path]:
         stored["ratios"] = case.ratios
         stored["floor_s"] = {k: result.floor(getattr(case, f"{k}_bytes")) for k in ("dense", "sparse")}
     record["break_even_context"] = results.break_even(result.cases)[1]
+    record["break_even_with_dense"] = results.break_even(result.cases, "over_dense")[1]
     whole.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return [table, whole]
 

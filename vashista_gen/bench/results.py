@@ -21,6 +21,7 @@ class CaseResult:
     batch: int
     dense_bytes: int
     sparse_bytes: int
+    page_bytes: int | None = None  # K and V of the routed pages
     sets: int = 0
     failed: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
@@ -43,13 +44,15 @@ class CaseResult:
             "over_dense": self.ratio("dense", "sparse"),
             "dense_speedup": self.ratio("sdpa", "dense"),
             "sparse_vs_flashinfer": self.ratio("flashinfer", "sparse"),
+            "dense_vs_flashinfer": self.ratio("flashinfer", "dense"),
             "attend_vs_flashinfer_pages": self.ratio("flashinfer_pages", "attend"),
+            "choice": self.ratio("dense", "chosen"),
         }
 
     def bytes_of(self, name: str) -> int | None:
         """Bytes a contestant reads, where they are known."""
-        whole = {"sdpa": self.dense_bytes, "dense": self.dense_bytes, "flashinfer": self.dense_bytes}
-        return (whole | {"sparse": self.sparse_bytes}).get(name)
+        whole = dict.fromkeys(("sdpa", "dense", "flashinfer", "chosen"), self.dense_bytes)
+        return (whole | {"sparse": self.sparse_bytes, "flashinfer_pages": self.page_bytes}).get(name)
 
     def rate(self, name: str) -> float | None:
         """Bytes per second."""
@@ -59,13 +62,17 @@ class CaseResult:
 
 @dataclass
 class Result:
-    """A whole run. `bandwidth` is the card's by its data sheet, bytes/s, None where specs/hardware does not know it."""
+    """A whole run. `bandwidth` is the card's by its data sheet, bytes/s, None where specs/hardware does not know it.
+
+    dense_up_to: tokens up to which the package reads a step of this batch whole.
+    """
 
     name: str
     environment: dict[str, Any]
     bandwidth: float | None
     cases: list[CaseResult]
     cold_import: dict[str, float] | None = None
+    dense_up_to: int = 0
 
     def floor(self, read: int) -> float | None:
         """Seconds below which no step that reads `read` bytes can be on this device."""
@@ -84,27 +91,41 @@ def as_stored(plan: Plan, dtype: str) -> Plan:
     return dataclasses.replace(plan, spec=stored)
 
 
-def break_even(cases: Sequence[CaseResult]) -> tuple[str, float | None]:
-    """(a sentence, the context) from which on the sparse step is faster than SDPA; None if no such context was seen.
+def crossing(points: Sequence[tuple[int, float]]) -> tuple[float, float, float] | None:
+    """(context, the measured ones below and above it) from which on the ratios of (context, ratio) stay over 1.
 
-    Between two contexts measured, log(ratio) is taken as linear in log(context).
+    Between two contexts log(ratio) is linear in log(context). The first context if all are over 1, infinity if the last
+    one is not; None without points.
     """
-    points = [(case.context, case.ratios["speedup"]) for case in cases if case.ratios["speedup"] is not None]
     if not points:
-        return "Break-even: SDPA was not measured.", None
+        return None
     first = len(points)
     while first and points[first - 1][1] > 1:
         first -= 1
     if first == len(points):
-        return f"Break-even: beyond {points[-1][0]:,} tokens, the longest context measured.", None
+        return math.inf, points[-1][0], math.inf
     if first == 0:
-        return f"Break-even: the sparse step is faster at every context measured, from {points[0][0]:,} tokens on.", (
-            float(points[0][0])
-        )
+        return float(points[0][0]), 0, points[0][0]
     (low, below), (high, above) = points[first - 1], points[first]
     part = math.log(1 / below) / math.log(above / below)
-    context = math.exp(math.log(low) + part * math.log(high / low))
+    return math.exp(math.log(low) + part * math.log(high / low)), low, high
+
+
+def break_even(cases: Sequence[CaseResult], ratio: str = "speedup") -> tuple[str, float | None]:
+    """(a sentence, the context) from which on the sparse step is faster than SDPA, or with ratio "over_dense" than the
+    dense op; None if no such context was seen.
+    """
+    other = {"speedup": "SDPA", "over_dense": "the dense op"}[ratio]
+    found = crossing([(case.context, case.ratios[ratio]) for case in cases if case.ratios[ratio] is not None])
+    if found is None:
+        return f"Break-even with {other}: {other} was not measured.", None
+    context, low, high = found
+    if context == math.inf:
+        return f"Break-even with {other}: beyond {low:,} tokens, the longest context measured.", None
+    if not low:
+        text = f"Break-even with {other}: the sparse step is faster from {high:,} tokens, the shortest measured."
+        return text, context
     return (
-        f"Break-even: the sparse step is faster than SDPA from about {context:,.0f} tokens on "
+        f"Break-even with {other}: the sparse step is faster from about {context:,.0f} tokens on "
         f"(interpolated between {low:,} and {high:,})."
     ), context

@@ -32,7 +32,7 @@ def main(
     require_softmax(loaded)
     import torch
 
-    from vashista_gen.bench import cases, cold, machine, report, results
+    from vashista_gen.bench import cases, cold, contestants, machine, report, results
 
     where = machine.device(loaded, device)
     dtype = DTYPES.get(where.type, loaded.model.dtype)
@@ -45,12 +45,13 @@ def main(
     # what is required is measured even where --context does not name it
     wanted = {*(contexts or cases.CONTEXTS[where.type]), *(one.context for one in requirements)}
     found = []
-    with torch.inference_mode(), _progress(console, len(wanted)) as step:
+    whole = package.op.tuning.dense_up_to(where, batch)
+    with torch.inference_mode(), contestants.routed(package), _progress(console, len(wanted)) as step:
         for context in sorted(wanted):
             step(f"{asked.short(context)} tokens")
-            found.append(_case(package, plan, context, batch, where, getattr(torch, dtype), console))
+            found.append(_case(package, plan, context, batch, where, getattr(torch, dtype), console, whole))
     environment["load_after"] = machine.load_average()
-    result = results.Result(loaded.name, environment, machine.bandwidth(where, library), found)
+    result = results.Result(loaded.name, environment, machine.bandwidth(where, library), found, dense_up_to=whole)
     if cold_import:
         with _progress(console, 2 * cold.RUNS) as step:
             step("cold import")
@@ -62,12 +63,13 @@ def main(
     return 1 if misses or any(case.failed for case in found) else 0
 
 
-def _case(package, plan, context, batch, device, dtype, console) -> Any:
+def _case(package, plan, context, batch, device, dtype, console, whole) -> Any:
     """One case: its inputs, the gate, and the times only if the package passed it."""
     from vashista_gen.bench import cases, contestants, gate, peers, report, results, timing
 
     dense, sparse = (batch * f(plan, context).total for f in (cost.dense_bytes, cost.sparse_bytes))
-    result = results.CaseResult(context, batch, dense, sparse)
+    pages = batch * cost.token_bytes(plan) * cost.routed_tokens(plan, context)
+    result = results.CaseResult(context, batch, dense, sparse, pages)
     held = dense + batch * cost.pages_of(plan, context) * cost.summary_bytes_per_page(plan)
     result.sets, contiguous = cases.plan_sets(device, held, sparse)
     if not result.sets:
@@ -75,8 +77,10 @@ def _case(package, plan, context, batch, device, dtype, console) -> Any:
         return result
     case = cases.make(package, context, batch, device, dtype, result.sets, contiguous)
     others, result.skipped = peers.of_case(package, case)
-    passed = []
-    for one in [*others, *contestants.of_package(package, case)]:
+    passed, own = [], contestants.of_package(package, case)
+    if context <= whole:
+        own.append(contestants.chosen(package, case, whole))
+    for one in [*others, *own]:
         try:
             result.errors[one.name] = gate.check(one, package, case)
         except gate.WrongResult as wrong:

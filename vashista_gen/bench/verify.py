@@ -1,8 +1,8 @@
 """Whether a generated package computes what it should on a device, and the record of it that lies beside the package.
 
-Each case holds the package's own contestants against the reference through the gate that guards timing, twice (a race
-shows as a difference), and on a GPU once more from a CUDA graph. The record is keyed by target and names the hash of
-the kernels it is true of: `stale` says for which targets that has changed since.
+Each case holds the package's own contestants, its lists of tokens and its certificates against the reference through
+the gate that guards timing, twice (a race shows as a difference), and on a GPU once more from a CUDA graph. The record
+is keyed by target and names the hash of the kernels it is true of: `stale` says for which targets that has changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from vashista_gen.bench import cases, gate
-from vashista_gen.bench.contestants import Contestant, of_package
+from vashista_gen.bench.contestants import Contestant, of_package, promised, routed
 
 RECORD = "verified.json"
 BATCHES = (1, 3)
@@ -32,15 +32,18 @@ def contexts(spec: dict[str, Any]) -> tuple[int, ...]:
     return tuple(sorted({1, page_size + 1, routed, routed + 1, 2 * routed + page_size - 1, 5 * routed + 3}))
 
 
-def verify(package: ModuleType, device: torch.device, dtype: torch.dtype, step: Callable[[str], None]) -> list[dict[str, Any]]:
+def verify(
+    package: ModuleType, device: torch.device, dtype: torch.dtype, step: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """The worst error of each contestant in each case. Raises gate.WrongResult for the first that is not allowed."""
     found = []
-    with torch.inference_mode():
+    with torch.inference_mode(), routed(package):
         for context in contexts(package.SPEC):
             for batch in BATCHES:
                 step(f"{batch} x {context} tokens")
                 case = cases.make(package, context, batch, device, dtype, 1, False)
-                errors = {one.name: _check(one, package, case) for one in of_package(package, case)}
+                checked = [*of_package(package, case), *promised(package, case)]
+                errors = {one.name: _check(one, package, case) for one in checked}
                 found.append({"batch": batch, "context": context, "errors": errors})
     return found
 
@@ -60,7 +63,10 @@ def _check_again(one: Contestant, case: cases.Case) -> None:
     inputs = case.inputs[0]
     tensors = lambda result: [x.clone() for x in (result if isinstance(result, tuple) else (result,))]
     first = tensors(one.run(0, inputs))
-    same = lambda again: all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    # NaN where nothing is audited; torch's nan_to_num knows no bool
+    plain = lambda x: (x.isnan(), x.nan_to_num()) if x.is_floating_point() else (x,)
+    equal = lambda a, b: all(map(torch.equal, plain(a), plain(b)))
+    same = lambda again: all(equal(a, b) for a, b in zip(first, again, strict=True))
     if not same(tensors(one.run(0, inputs))):
         raise gate.WrongResult(f"{one.name}: another result the second time")
     if inputs.q.device.type != "cuda":
@@ -75,7 +81,9 @@ def _check_again(one: Contestant, case: cases.Case) -> None:
         raise gate.WrongResult(f"{one.name}: another result from a CUDA graph")
 
 
-def entry(package: ModuleType, library: ModuleType, device: torch.device, found: list[dict[str, Any]]) -> dict[str, Any]:
+def entry(
+    package: ModuleType, library: ModuleType, device: torch.device, found: list[dict[str, Any]]
+) -> dict[str, Any]:
     """The record of one target."""
     worst = {name: max(case["errors"][name] for case in found) for name in found[0]["errors"]}
     versions = {"python": platform.python_version(), "torch": torch.__version__}

@@ -153,6 +153,24 @@ def bench(
     )  # fmt: skip
 
 
+@app.command()
+def tune(
+    spec: OneSpec,
+    device: Annotated[str | None, typer.Option(metavar="cpu|cuda", help="cuda if there is one, else cpu.")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(metavar="N", min=1, help="A batch to measure the break-even of; repeat for more.")
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option(metavar="N,...", help="Contexts among which the break-even is, such as 1k,4k,16k.")
+    ] = None,
+) -> None:
+    """Measure on this device how attention is best split and when dense is faster; written beside the spec."""
+    from vashista_gen.cli.explain import parse_contexts
+    from vashista_gen.tune.run import main as run
+
+    run(spec, device=device, batches=batch, contexts=parse_contexts(context) if context else None)
+
+
 @app.command(name="eval")
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, .gguf file, or a package that has one.")],
