@@ -158,7 +158,7 @@ def tune(
     spec: OneSpec,
     device: Annotated[str | None, typer.Option(metavar="cpu|cuda", help="cuda if there is one, else cpu.")] = None,
     batch: Annotated[
-        list[int] | None, typer.Option(metavar="N", min=1, help="A batch to measure the break-even of; repeat for more.")
+        list[int] | None, typer.Option(metavar="N", min=1, help="A batch to find the break-even of; repeat for more.")
     ] = None,
     context: Annotated[
         str | None, typer.Option(metavar="N,...", help="Contexts among which the break-even is, such as 1k,4k,16k.")
