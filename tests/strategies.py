@@ -25,7 +25,8 @@ FAMILIES = (
 )
 SKETCH_FAMILIES = (
     *FAMILIES,
-    "tiny",  # norms of about 1e-25
+    "tiny",  # norms of about 1e-25 (1e-8 to 1e-4 in float16, where queries reach the largest number)
+    "zero_keys",  # every key is 0, queries are long
     "spread",  # norms from 1e-25 to 1e15
     "orthogonal",  # long queries and keys whose products nearly cancel; one distinct key, or three
     "common_value",  # values that differ little from one that is a million times as long
@@ -134,7 +135,8 @@ def specs(draw: st.DrawFn) -> dict:
             routing["summary"] = "sketch"
     candidates: dict = {"tokens": "all", "share": choose("group", "head")}
     if choose(True, True, False):
-        candidates["tokens"] = draw(st.integers(1, pages * page_size))
+        always = (recent + routing["sink_pages"]) * page_size
+        candidates["tokens"] = draw(st.integers(always, pages * page_size))
         candidates["dense_below"] = choose(0, 0, pages * page_size // 2)
         if candidates["share"] == "group" and choose(True, False):
             candidates["mass"] = choose(0.5, 0.9, 0.99)

@@ -21,20 +21,20 @@ ALWAYS = {"__init__", "attend", "lower", "merge", "select", "tile", "warps", "wa
 SKETCH = "sketch: {bits: 4, transform: hadamard}"
 CASES = {
     "pages alone": ("routing: {pages: 8}", {"score", "summarize"}),
-    "tokens": ("routing: {pages: 8}\ncandidates: {tokens: 40}", {"score", "summarize", "tokens"}),
+    "tokens": ("routing: {pages: 8}\ncandidates: {tokens: 50}", {"score", "summarize", "tokens"}),
     "pages of the routed": ("routing: {pages: 8}\ncandidates: {pages: 4}", {"score", "summarize", "tokens"}),
     "sketches unused": (f"routing: {{pages: 8}}\n{SKETCH}", {"score", "summarize", "sketch"}),
     "routed by sketches": (f"routing: {{pages: 8, summary: sketch}}\n{SKETCH}", {"sketch"}),
     "tokens by sketches": (
-        f"routing: {{pages: 8, summary: sketch}}\n{SKETCH}\ncandidates: {{tokens: 40, share: head}}",
+        f"routing: {{pages: 8, summary: sketch}}\n{SKETCH}\ncandidates: {{tokens: 50, share: head}}",
         {"sketch", "tokens"},
     ),
     "a projection": (
-        "routing: {pages: 8}\ncandidates: {tokens: 40}\nattention: {solver: entropic_projection}",
+        "routing: {pages: 8}\ncandidates: {tokens: 50}\nattention: {solver: entropic_projection}",
         {"score", "summarize", "tokens", "solve"},
     ),
     "a projection by sketches": (
-        f"routing: {{pages: 8, summary: sketch}}\n{SKETCH}\ncandidates: {{tokens: 40, share: head}}\n"
+        f"routing: {{pages: 8, summary: sketch}}\n{SKETCH}\ncandidates: {{tokens: 50, share: head}}\n"
         "attention: {solver: frank_wolfe, iterations: 5}",
         {"sketch", "tokens", "solve"},
     ),
@@ -43,7 +43,7 @@ CASES = {
         {"score", "summarize", "tokens", "certify"},
     ),
     "a proof": (
-        f"routing: {{pages: 8}}\n{SKETCH}\ncandidates: {{tokens: 40, mass: 0.9}}\n"
+        f"routing: {{pages: 8}}\n{SKETCH}\ncandidates: {{tokens: 50, mass: 0.9}}\n"
         "certificate: {kind: rigorous}\nfallback: expand",
         {"score", "summarize", "sketch", "tokens", "certify"},
     ),

@@ -102,7 +102,7 @@ def test_what_is_left_of_a_recorded_package_is_an_orphan(out: Path) -> None:
 
 
 CERTIFIED = """sketch: {bits: 4}
-candidates: {tokens: 32}
+candidates: {tokens: 48}
 certificate: {kind: rigorous}
 fallback: dense
 """

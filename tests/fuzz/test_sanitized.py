@@ -20,7 +20,7 @@ model: {num_q_heads: 4, num_kv_heads: 2, head_dim: 32, dtype: float32}
 cache: {page_size: 16}
 routing: {summary: sketch, pages: 4}
 sketch: {bits: 4, transform: hadamard}
-candidates: {tokens: 40, mass: 0.98, min_tokens: 8}
+candidates: {tokens: 50, mass: 0.98, min_tokens: 8}
 certificate: {kind: rigorous, tolerance: 0.1}
 fallback: expand
 targets: [c]

@@ -78,9 +78,9 @@ def check_choice(step: Step, summaries, found: Round, b: int, h: int, q, keys, b
 
 
 def _check_largest(kept, score, error, always, most: int, where: str) -> bool:
-    """`most` tokens: those always kept, the earlier first, then the largest."""
+    """`most` tokens: those always kept, the newest first, then the largest."""
     assert kept.sum() == min(most, len(kept)), f"{where}: {int(kept.sum())} tokens kept, not {most} of {len(kept)}"
-    forced = always.nonzero()[:most, 0]
+    forced = always.nonzero()[-most:, 0]
     assert kept[forced].all(), f"{where}: a token that is always kept is left out"
     if len(forced) == most or most >= len(kept):
         return True

@@ -307,10 +307,14 @@ def _tensors(subject, family, lengths, draw, seed):
         q, keys, values = grow(q), [grow(k) for k in keys], [grow(v) for v in values]
     elif family in ("tiny", "spread"):
         low, high = (-25, -24) if family == "tiny" else (-25, 15)
-        low, high = (max(low, -5), min(high, 2)) if subject.dtype == torch.float16 else (low, high)
+        if subject.dtype == torch.float16:
+            low, high = (-8, -4) if family == "tiny" else (-5, 2)  # some vanish, others lose most of their bits
         grow = lambda x: x * 10 ** (low + (high - low) * torch.rand(len(x), 1, 1, generator=draw))
         keys, values = [grow(k) for k in keys], [grow(v) for v in values]
-        q = q / 10**low if family == "tiny" else q
+        if family == "tiny":
+            q = (q * 10.0**-low).clamp(-6e4, 6e4) if subject.dtype == torch.float16 else q / 10**low
+    elif family == "zero_keys":
+        keys, q = [torch.zeros_like(k) for k in keys], q * 1e4
     elif family == "orthogonal":
         distinct = 1000 * torch.where(normal(1 + 2 * (seed % 2), heads, d) > 0, 1.0, -1.0)
         keys = [distinct[torch.randint(0, len(distinct), (len(k),), generator=draw)] for k in keys]

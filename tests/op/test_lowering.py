@@ -20,7 +20,7 @@ SMALL = """
 name: small
 model: {num_q_heads: 2, num_kv_heads: 1, head_dim: 32}
 cache: {page_size: 16}
-routing: {pages: 3, summary: mean, summary_bits: 16}
+routing: {pages: 3, sink_pages: 0, recent_pages: 1, summary: mean, summary_bits: 16}
 candidates: {tokens: 20}
 targets: [cuda-sm_90a]
 """

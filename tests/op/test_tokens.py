@@ -81,3 +81,33 @@ def test_the_steps_are_decode(listing):
         package.attend_tokens(step.q, *caches, *rows, *chosen[:2], chosen[2].long())
     with pytest.raises(ValueError, match="scores must be float32"):
         package.choose_tokens(scores[..., :-1], step.seq_lens, pages)
+
+
+def test_a_budget_below_what_is_always_kept_keeps_the_newest(listing):
+    """Sinks, pinned and recent pages hold more than the budget: the last tokens (or pages) of them, in op and reference."""
+    if listing.retries:
+        pytest.skip("rows of so few tokens fail their certificate and are attended to in whole")
+    step = make_step(listing, Case((LONG,), seed=2))
+    size, length = listing.page_size, step.lengths[0]
+    pages = -(-length // size)
+    budget, pins = size + 2, torch.tensor([[pages // 2, -1]], dtype=torch.int32, device=listing.device)
+    given = {"budgets": torch.full((1, listing.kv_heads), budget, dtype=torch.int32, device=listing.device)}
+    given |= {"pinned_pages": pins}
+    summaries = step.summarize()
+    tensors = step.q, step.k_cache, step.block_table, step.seq_lens, summaries
+    routing, by_page = listing.spec["routing"], listing.spec["candidates"].get("pages") is not None
+    always = torch.zeros(pages, dtype=torch.bool)
+    always[: routing["sink_pages"]] = always[pages - routing["recent_pages"] :] = always[pages // 2] = True
+    routed = listing.package.select_pages(step.q, summaries, *tensors[2:4], pinned_pages=pins).cpu()
+    found = [listing.package.select_tokens(*tensors, **given)]
+    if listing.exact:
+        found.append(listing.package.reference.select_tokens(*tensors, **given))
+    for h in range(listing.kv_heads):
+        forced = torch.tensor([int(p) for p in routed[0, h] if p >= 0 and always[p]])
+        forced = (forced[:, None] * size + torch.arange(size)).flatten()
+        forced = forced[forced < length]
+        wanted = forced[forced // size == pages - 1] if by_page else forced[-budget:]
+        assert len(wanted) < len(forced)
+        for tokens, heads, counts in found:
+            assert tokens[0, h, : int(counts[0, h])].tolist() == wanted.tolist()
+            assert (heads[0, h, : len(wanted)] == 2**listing.group - 1).all()

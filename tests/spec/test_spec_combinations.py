@@ -68,6 +68,7 @@ def broken(drawn: dict) -> set[str]:
     by_sketch, projects = routing.get("summary") == "sketch", attention.get("solver", "softmax") != "softmax"
     none = kind == "none"
     rules = {
+        "R25": tokens != "all" and tokens < KEPT * PAGE_SIZE,
         "R27": none and fallback != "capped",
         "R30": candidates.get("dense_below", 0) > 0 and tokens == "all",
         "R31": bits is None and ("transform" in sketch or sketch.get("balance") is not None),
@@ -94,6 +95,7 @@ def mended(drawn: dict) -> dict:
     )
     drop = lambda section, *keys: [section.pop(key, None) for key in keys]
     mend = {
+        "R25": lambda: candidates.update(tokens=64),
         "R27": lambda: drop(drawn, "fallback"),
         "R30": lambda: drop(candidates, "dense_below"),
         "R31": lambda: drop(sketch, "transform", "balance"),

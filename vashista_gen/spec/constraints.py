@@ -144,6 +144,19 @@ def _candidates_fit(tokens: int | None, pages: int, page_size: int) -> Problems:
         yield "candidates.tokens", message, f"set candidates.tokens to at most {pages * page_size}, or to all"
 
 
+@_check(
+    "R25", "candidates.tokens", "routing.sink_pages", "routing.recent_pages", "routing.pages", "cache.page_size"
+)
+def _candidates_hold_what_is_always_kept(
+    tokens: int | None, sinks: int, recent: int, pages: int, page_size: int
+) -> Problems:
+    kept = (sinks + recent) * page_size
+    if tokens is not None and tokens < kept and sinks + recent <= pages:  # nothing fits else, which is R23's matter
+        message = f"tokens {tokens} is under (sink_pages {sinks} + recent_pages {recent}) * page_size {page_size} = {kept}"
+        help = f"set candidates.tokens to at least {kept}, or lower sink_pages or recent_pages"
+        yield "candidates.tokens", f"{message}, which are always kept", help
+
+
 @_check("R30", "candidates.dense_below", "candidates.tokens", "candidates.pages", "routing.pages", "cache.page_size")
 def _dense_contexts_are_routed_whole(
     dense_below: int, tokens: int | None, kept_pages: int | None, pages: int, page_size: int

@@ -50,7 +50,8 @@ _SENTENCES = {
         "levels is 1: a flat list of pages is what is compiled.",
     ),
     "Candidates, attention, fallback": (
-        "candidates.tokens is at most pages * page_size, the tokens of the routed pages.",
+        "candidates.tokens is at most pages * page_size, the tokens of the routed pages, and at least "
+        "(sink_pages + recent_pages) * page_size, those always kept.",
         "epsilon is greater than 0.",
         "A fallback other than capped needs a certificate that can fail: with kind none there is only capped.",
     ),
