@@ -8,6 +8,7 @@ from vashista_gen.eval.contestants import ROUTERS, derive, make, tokens_of
 from vashista_gen.spec import load, loads, specs_root
 
 TINY = load(specs_root().joinpath("tiny.yaml"))
+TINY_TEXT = specs_root().joinpath("tiny.yaml").read_text()
 TWO_STAGE = loads(
     "name: two\nmodel: {num_q_heads: 4, num_kv_heads: 2, head_dim: 32}\ncache: {page_size: 16}\n"
     "routing: {pages: 32}\ncandidates: {tokens: 96, share: head}\n"
@@ -76,6 +77,18 @@ def test_a_budget_below_what_is_always_kept_is_left_out_and_said():
 def test_wrong_budgets_and_routers(budgets, routers, message):
     with pytest.raises(UsageError, match=message):
         make(TINY, budgets, routers, 512)
+
+
+def test_other_specs_come_as_they_are_written():
+    text = TINY_TEXT.replace("name: tiny", "name: wider").replace("pages: 4", "pages: 6")
+    wider = loads(text)
+    found, _ = make(TINY, (64,), ("mean",), 1000, [wider])
+    assert [one.name for one in found] == ["dense", "wider", "mean@64"]
+    assert (found[1].label, found[1].budget, found[1].spec) == ("wider, as written", 96, wider)
+    with pytest.raises(UsageError, match="wider is the name of two contestants"):
+        make(TINY, (64,), ("mean",), 1000, [wider, wider])
+    with pytest.raises(UsageError, match="differ in model or cache"):
+        make(TINY, (64,), ("mean",), 1000, [loads(text.replace("head_dim: 32", "head_dim: 64"))])
 
 
 def test_packages_of_two_peers_live_beside_each_other(cache):

@@ -186,9 +186,13 @@ def test_requests_that_cannot_be(llama, request_of, cache, tmp_path, changes, me
 def test_the_command_line(llama, book, cache, tmp_path):
     words = ["--spec", str(TINY), "--text", str(book), "--context", "300", "--steps", "10", "--budgets", "64"]
     words += ["--routers", "spec", "--needles", "none", "--output", str(tmp_path / "out"), "--cache-dir", str(cache)]
-    done = CliRunner().invoke(app, ["eval", str(llama), *words])
+    (tmp_path / "wider.yaml").write_text(TINY.read_text().replace("tiny", "wider").replace("pages: 4", "pages: 6"))
+    done = CliRunner().invoke(app, ["eval", str(llama), *words, "--also", str(tmp_path / "wider.yaml")])
     assert done.exit_code == 0, done.output
-    assert "wrote" in done.output and (tmp_path / "out" / "eval.json").is_file()
+    assert "wrote" in done.output and "wider, as written" in done.output
+    rows = json.loads((tmp_path / "out" / "eval.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["spec", "wider"]
+    assert 0 < rows[1]["kl"] < rows[0]["kl"] and rows[0]["kl_error"] > 0
     for changed, error, step in (
         ([str(tmp_path)], "no config.json", "model folder"),
         ([str(llama), "--budgets", "few"], "'few' is no number of tokens", "512,8k"),

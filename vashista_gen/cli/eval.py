@@ -18,7 +18,7 @@ def default_cache() -> Path:
 
 def run(
     model: str, spec: Path, output: Path, cache: Path | None, *, budgets: str, context: str, steps: int, documents: int,
-    routers: str, needles: str, texts: list[Path],
+    routers: str, needles: str, texts: list[Path], also: list[Path],
 ) -> int:  # fmt: skip
     """Reads the lists and evaluates. Raises UsageError for a list that is none."""
     from vashista_gen.eval.run import Request, main
@@ -34,6 +34,7 @@ def run(
         routers=tuple(dict.fromkeys(word.strip() for word in routers.split(","))),
         needles=() if needles == "none" else numbers("--needles", needles),
         texts=tuple(texts),
+        also=tuple(dict.fromkeys(also)),
     )
     return main(model, spec, output, cache or default_cache(), request, console())
 

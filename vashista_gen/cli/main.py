@@ -175,6 +175,9 @@ def tune(
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, .gguf file, or a package that has one.")],
     spec: Annotated[Path, typer.Option(metavar="SPEC", help="The spec file, of the model's shape.")],
+    also: Annotated[
+        list[Path] | None, typer.Option(metavar="SPEC", help="Another spec of this shape, as written; repeat for more.")
+    ] = None,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where tables and pictures go.")] = Path("eval-output"),
     budgets: Annotated[str, typer.Option(metavar="N,...", help="Tokens of spec and peers.")] = "128,256,512,1024",
     context: Annotated[str, typer.Option(metavar="N", help="Tokens held at the last step.")] = "8192",
@@ -196,7 +199,7 @@ def evaluate(
 
     return run(
         model, spec, output, cache_dir, budgets=budgets, context=context, steps=steps, documents=documents,
-        routers=routers, needles=needles, texts=text or [],
+        routers=routers, needles=needles, texts=text or [], also=also or [],
     )  # fmt: skip
 
 

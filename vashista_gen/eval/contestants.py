@@ -37,16 +37,22 @@ WRITTEN = "as written"
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to attend. budget: tokens a KV head may attend to, None for dense; spec: None for the oracle."""
+    """One way to attend. budget: tokens a KV head may attend to, None for dense; spec: None for the oracle.
+
+    also: a spec beside the one that is evaluated, as written.
+    """
 
     router: str
     budget: int | None
     spec: Spec | None
     as_written: bool = False
+    also: bool = False
 
     @property
     def name(self) -> str:
-        """Such as mean@512; `spec` alone is the spec as written."""
+        """Such as mean@512; `spec` alone is the spec as written, another spec has its own name."""
+        if self.also:
+            return self.spec.name
         return self.router if self.budget is None or self.as_written else f"{self.router}@{self.budget}"
 
     @property
@@ -54,6 +60,8 @@ class Contestant:
         """For people."""
         if self.router == "dense":
             return "dense"
+        if self.also:
+            return f"{self.spec.name}, {WRITTEN}"
         return f"{ROUTERS[self.router]}, {WRITTEN}" if self.as_written else ROUTERS[self.router]
 
     def share(self, spec: Spec, context: int, kept: float | None = None) -> float:
@@ -79,10 +87,13 @@ def tokens_of(spec: Spec) -> int:
     return spec.candidates.tokens or kept * spec.cache.page_size
 
 
-def make(spec: Spec, budgets: Sequence[int], routers: Sequence[str], context: int) -> tuple[list[Contestant], dict]:
+def make(
+    spec: Spec, budgets: Sequence[int], routers: Sequence[str], context: int, others: Sequence[Spec] = ()
+) -> tuple[list[Contestant], dict]:
     """(dense first and then the others, {name: why} of those that the spec's rules do not allow).
 
-    Raises UsageError for a router that is not known, and a budget that is not whole pages or covers the context.
+    others: further specs, each a contestant as it is written. Raises UsageError for a router that is not known, a
+    budget that is not whole pages or covers the context, and another spec of another shape, page size or used name.
     """
     unknown = [name for name in routers if name not in ROUTERS]
     if unknown:
@@ -102,6 +113,7 @@ def make(spec: Spec, budgets: Sequence[int], routers: Sequence[str], context: in
     found, refused = [Contestant("dense", None, spec)], {}
     if "spec" in routers:
         found.append(Contestant("spec", tokens_of(spec), spec, as_written=True))
+    found += _others(spec, others)
     for router in routers:
         for budget in budgets:
             one = Contestant(router, budget, None)
@@ -114,6 +126,20 @@ def make(spec: Spec, budgets: Sequence[int], routers: Sequence[str], context: in
             if one.spec is None or not any(one.spec == other.spec for other in found[1:]):
                 found.append(one)
     return found, refused
+
+
+def _others(spec, others):
+    names = {"dense", *ROUTERS, spec.name}
+    for other in others:
+        if (other.model, other.cache) != (spec.model, spec.cache):
+            raise UsageError(
+                f"{other.source.file} and {spec.source.file} differ in model or cache: no common figures",
+                "give specs that differ in routing, sketch and candidates alone",
+            )
+        if other.name in names:
+            raise UsageError(f"{other.name} is the name of two contestants", "rename a spec, file and name")
+        names.add(other.name)
+        yield Contestant("spec", tokens_of(other), other, as_written=True, also=True)
 
 
 def derive(spec: Spec, router: str, budget: int) -> Spec:

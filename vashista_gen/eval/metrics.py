@@ -28,7 +28,8 @@ def compare(dense: torch.Tensor, sparse: torch.Tensor, target: int) -> dict[str,
 def summary(documents: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, Any]:
     """Means over the tokens of all documents; documents: PER_TOKEN lists of each.
 
-    tokens_kept: what a KV head keeps, where records have it. nll_difference_error is the standard error of the mean difference, tokens taken as independent.
+    tokens_kept: what a KV head keeps, where records have it. *_error: the standard error of a mean, tokens taken as
+    independent. kl is also what nll_difference would be if the dense model had written the text, with far less noise.
     """
     joined = {key: torch.tensor([x for one in documents for x in one[key]], dtype=torch.float64) for key in PER_TOKEN}
     kept = [x for one in documents for x in one.get("kept", ())]
@@ -41,10 +42,15 @@ def summary(documents: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, Any
         "documents": len(documents),
         "nll": nll,
         "nll_difference": nll - dense,
-        "nll_difference_error": float(difference.std() / math.sqrt(count)) if count > 1 else None,
+        "nll_difference_error": _error(difference),
         "perplexity": math.exp(nll),
         "dense_perplexity": math.exp(dense),
         "perplexity_change": math.expm1(nll - dense),
         "kl": float(joined["kl"].mean()),
+        "kl_error": _error(joined["kl"]),
         "agreement": float(joined["same"].mean()),
     }
+
+
+def _error(x):
+    return float(x.std() / math.sqrt(len(x))) if len(x) > 1 else None

@@ -47,7 +47,7 @@ def _lines(axes, found, figure, title):
             (row for row in found["rows"] if row["router"] == router and not row["as_written"]),
             key=lambda row: row["share_of_dense_bytes"],
         )
-        written = [row for row in found["rows"] if row["router"] == router and row["as_written"]]
+        written = [row for row in found["rows"] if row["router"] == router and row["as_written"] and not row["also"]]
         if not rows and not written:
             continue
         style = "--" if router == "oracle" else "-"
@@ -64,6 +64,11 @@ def _lines(axes, found, figure, title):
             axes.plot(*place, "o", markersize=12, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.8)
             text = f"as written, {row['budget']}"
             axes.annotate(text, place, xytext=(8, -14), textcoords="offset points", fontsize=8.5, color=colour)
+    for row in found["rows"]:
+        if row["also"]:
+            place = row["share_of_dense_bytes"], row[figure]
+            axes.plot(*place, "*", markersize=9, color=COLOURS["spec"])
+            axes.annotate(row["name"], place, xytext=(6, 5), textcoords="offset points", fontsize=8, color=INK)
     axes.set_xscale("log")
     axes.margins(x=0.12, y=0.12)
     axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
@@ -79,7 +84,9 @@ def _lines(axes, found, figure, title):
 
 def needles(found: dict[str, Any], path: Path) -> None:
     """A grid for each contestant: NLL of the answer by depth and length, a dot where every token is the most likely."""
-    labels = {"dense": "dense"} | {row["name"]: f"{SHORT[row['router']]}, {row['budget']}" for row in found["rows"]}
+    labels = {"dense": "dense"} | {
+        row["name"]: f"{row['name'] if row['also'] else SHORT[row['router']]}, {row['budget']}" for row in found["rows"]
+    }
     asked = [name for name in labels if all(name in needle["answers"] for needle in found["needles"])]
     lengths, depths = [needle["length"] for needle in found["needles"]], found["needles"][0]["depths"]
     figure = Figure(figsize=(2.0 * len(asked) + 1.4, 3.3), dpi=130, layout="constrained")

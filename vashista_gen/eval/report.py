@@ -15,8 +15,8 @@ from rich.table import Table
 from vashista_gen.eval import metrics
 from vashista_gen.eval.progress import Stages
 
-COLUMNS = ("router", "budget", "as_written", "share_of_dense_bytes", "tokens", "tokens_kept", "nll_difference", "nll_difference_error",
-           "perplexity", "dense_perplexity", "perplexity_change", "kl", "agreement", "needles_found",
+COLUMNS = ("name", "router", "budget", "as_written", "share_of_dense_bytes", "tokens", "tokens_kept", "nll_difference", "nll_difference_error",
+           "perplexity", "dense_perplexity", "perplexity_change", "kl", "kl_error", "agreement", "needles_found",
            "needle_nll")  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def result(
         rows.append(
             {
                 "name": one.name, "label": one.label, "router": one.router, "budget": one.budget,
-                "as_written": one.as_written, "share_of_dense_bytes": share,
+                "as_written": one.as_written, "also": one.also, "share_of_dense_bytes": share,
                 **figures,
                 "needles_found": sum(sum(answer["found"]) for answer in asked) if asked else None,
                 "needles_asked": len(nll), "needle_nll": sum(nll) / len(nll) if nll else None,

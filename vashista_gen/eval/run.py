@@ -27,7 +27,8 @@ GATE = 1e-4
 class Request:
     """What to evaluate. context: tokens held at the last step; steps: tokens decoded of each document.
 
-    needles: lengths of haystacks in tokens; texts: the user's own files, without them those known to this machine.
+    needles: lengths of haystacks in tokens; texts: the user's own files, without them those known to this machine;
+    also: files of further specs.
     """
 
     context: int
@@ -37,6 +38,7 @@ class Request:
     routers: tuple[str, ...]
     needles: tuple[int, ...] = ()
     texts: tuple[Path, ...] = ()
+    also: tuple[Path, ...] = ()
 
     def prefix(self, page_size: int) -> int:
         """Tokens read before the first step: context - steps, down to whole pages."""
@@ -59,7 +61,8 @@ def main(name: str, spec_path: Path, output: Path, cache: Path, request: Request
 
     stages = Stages(console)
     _warn_of_load(stages, torch.get_num_threads())
-    field, refused = contestants.make(spec, request.budgets, request.routers, request.context)
+    others = [load(path) for path in request.also]
+    field, refused = contestants.make(spec, request.budgets, request.routers, request.context, others)
     path = source.find(name, cache)
     with torch.inference_mode():
         with stages.count(f"loading {path.name} as float32"):
