@@ -93,6 +93,20 @@ def test_orphan_packages_are_found_when_no_spec_is_named(here: Path) -> None:
     assert not (here / "out" / "extra").exists()
 
 
+def test_generate_says_how_a_named_package_is_imported(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "extra.yaml").write_text(TINY.read_text(encoding="utf-8").replace("name: tiny", "name: extra"))
+    first = invoke("generate", "extra.yaml", "--out", "out").stdout
+    assert first.endswith("next: in Python, with out on sys.path: import extra as op\n")
+    (here / "specs").mkdir()
+    monkeypatch.setattr("vashista_gen.cli.generate.checkout_output", lambda: here / "generated")
+    outside = invoke("generate", "extra.yaml").stdout
+    assert "extra.yaml lies outside specs/" in outside
+    assert outside.endswith("next: in Python, import vashista_gen.generated.extra as op\n")
+    (here / "extra.yaml").rename(here / "specs" / "extra.yaml")
+    (here / "generated" / "extra" / "op.py").unlink()
+    assert "outside" not in invoke("generate", "specs/extra.yaml").stdout
+
+
 def test_diff_prints_unified_diffs_and_writes_nothing(here: Path) -> None:
     invoke("generate", TINY, "--out", "out")
     path = here / "out" / "tiny" / "op.py"
@@ -351,6 +365,19 @@ def test_doctor_without_a_package_is_3(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 3
     assert "ruff: next: pip install ruff" in result.stdout
     assert re.search(r"tilelang: next: pip install tilelang==\d", result.stdout)
+
+
+def test_doctor_names_packages_without_a_spec(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`vashista-gen generate` would remove them: not what someone who just made one wants to be told."""
+    text = TINY.read_text(encoding="utf-8")
+    for name in ("tiny", "extra"):
+        (here / f"{name}.yaml").write_text(text.replace("name: tiny", f"name: {name}"), encoding="utf-8")
+    invoke("generate", "tiny.yaml", "extra.yaml", "--out", "generated")
+    monkeypatch.setattr("vashista_gen.cli.sources.checkout_output", lambda: here / "generated")
+    monkeypatch.setattr("vashista_gen.cli.sources.shipped", lambda: [here / "tiny.yaml"])
+    found = next(doctor._generated())
+    assert found.found == "extra: no spec of this name in specs/"
+    assert found.next.startswith("move its spec into specs/")
 
 
 def test_doctor_with_drift_alone_is_1(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,8 @@ def test_a_folder_gives_a_spec_of_its_name_that_generates(here):
     assert "wrote specs/llama_3_1_8b.yaml: llama, 32 query and 8 KV heads of 128, scale 0.0883883" in result.stdout
     assert "all 4 attend to the whole context" in result.stdout
     assert "the same shape: llama3_8b" in result.stdout
-    assert "next: vashista-gen generate specs/llama_3_1_8b.yaml" in result.stdout
+    assert "name        llama_3_1_8b, after the model's file or folder" in result.stdout
+    assert "; vashista-gen generate specs/llama_3_1_8b.yaml" in result.stdout
     made = spec.load(Path("specs/llama_3_1_8b.yaml"))
     shipped = spec.load(Path(__file__).parents[2] / "specs" / "llama3_8b.yaml")
     assert (made.model, made.cache) == (shipped.model, shipped.cache)

@@ -47,3 +47,11 @@ def test_cuda_graph_says_that_it_skips(capsys):
 def test_cuda_graph():
     # the replayed kernels are those of the eager steps; bfloat16 outputs near 1
     assert cuda_graph.main() < 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compile_step_on_a_gpu(backend, capsys):
+    assert compile_step.main(backend, "cuda") == 1
+    assert "compiled 1 time for 60 steps" in capsys.readouterr().out

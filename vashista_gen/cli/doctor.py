@@ -132,8 +132,18 @@ def _generated() -> Iterator[Finding]:
     except VashistaError as error:
         yield Finding("generated packages", str(error).splitlines()[0], "vashista-gen generate --check")
         return
-    found = f"{len(changes)} files differ" if changes else f"{len(specs)} in {shown(folder)}, current"
-    yield Finding("generated packages", found, "vashista-gen generate" if changes else "")
+    orphans = sorted({change.path.split("/")[0] for change in changes} & _folders(folder) - {one.name for one in specs})
+    if orphans:
+        step = "move its spec into specs/, or vashista-gen generate, which removes it"
+        yield Finding("generated packages", f"{', '.join(orphans)}: no spec of this name in specs/", step)
+    elif changes:
+        yield Finding("generated packages", f"{len(changes)} files differ", "vashista-gen generate")
+    else:
+        yield Finding("generated packages", f"{len(specs)} in {shown(folder)}, current")
+
+
+def _folders(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
 
 
 LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (_python, _torch, _distributions, _compilers, _cache, _generated)

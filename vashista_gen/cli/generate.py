@@ -56,6 +56,24 @@ def run(paths: list[Path] | None, out: Path | None, *, check: bool, diff: bool, 
         emit.apply(changes, folder)
         _list(console, changes, folder, DONE)
         say(console, f"{packages} in {shown(folder)}: {_counts(DONE[change.kind] for change in changes)}")
+        if paths:
+            _say_next(console, specs, folder, out)
+
+
+def _say_next(console: Console, specs: list[Spec], folder: Path, out: Path | None) -> None:
+    """How the named packages are imported; of those in the checkout, which of them the next run without SPEC removes."""
+    for one in specs:
+        if out is not None:
+            say(console, f"next: in Python, with {shown(folder)} on sys.path: import {one.name} as op")
+            continue
+        if Path(one.source.file).resolve().parent != (folder.parent / "specs").resolve():
+            say(
+                console,
+                f"{one.source.file} lies outside specs/: to `vashista-gen generate` and `make test` its package is an "
+                "orphan, and the first removes it; move it into specs/, or keep the package elsewhere with --out",
+                "yellow",
+            )
+        say(console, f"next: in Python, import vashista_gen.generated.{one.name} as op")
 
 
 def _plans(specs: list[Spec], step: Callable[[str], None]) -> Iterator[Plan]:

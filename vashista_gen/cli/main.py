@@ -56,7 +56,8 @@ def new(
     ],
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the package; else the model's.")] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.yaml", help="The spec file; specs/NAME.yaml if not given.")
+        Path | None,
+        typer.Option(metavar="FILE.yaml", help="The spec file; else NAME.yaml, in specs/ where there is one."),
     ] = None,
 ) -> None:
     """Write the spec of a model's shape, with recommended settings; never over an existing file."""

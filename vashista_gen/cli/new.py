@@ -56,7 +56,7 @@ def run(source: Path, name: str | None, output: Path | None) -> None:
             f"{source} and the rules of specs, nothing was written: {broken}", error.problems[0].hint
         ) from None
     _write(target, text)
-    _say(shape, made, target)
+    _say(shape, made, target, named=name is not None or output is not None)
 
 
 def _target(source, name, output):
@@ -119,10 +119,12 @@ def _write(target: Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def _say(shape: ModelShape, made: Spec, target: Path) -> None:
+def _say(shape: ModelShape, made: Spec, target: Path, named: bool) -> None:
     console = console_of_stdout()
     pages = made.routing.pages
     say(console, f"wrote {shown(target)}: {shape.kind}, {shape}")
+    if not named:
+        say(console, f"name        {made.name}, after the model's file or folder; --name gives it another")
     kept = len(shape.full_layers)
     if kept == shape.num_layers:
         say(console, f"layers      all {kept} attend to the whole context and decode through the package")
@@ -145,5 +147,5 @@ def _say(shape: ModelShape, made: Spec, target: Path) -> None:
     same = [one.name for one in load_each(shipped())[0] if one.model == made.model and one.name != made.name]
     if same:
         say(console, f"note        the same shape: {', '.join(same)}; hf.attach(model, package) then names the package")
-    say(console, f"next: vashista-gen generate {shown(target)}")
+    say(console, f"next: vashista-gen explain {shown(target)}; vashista-gen generate {shown(target)}")
     say(console, "next: in Python, from vashista_gen.integrations import hf; hf.attach(model); model.generate(...)")

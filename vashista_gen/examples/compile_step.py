@@ -1,8 +1,9 @@
 """torch.compile(fullgraph=True) over the decode step of an attention layer: no graph break, one compilation.
 
-python -m vashista_gen.examples.compile_step
+python -m vashista_gen.examples.compile_step [cuda]
 """
 
+import sys
 from typing import NamedTuple
 
 import torch
@@ -61,26 +62,27 @@ def step(x: torch.Tensor, state: State) -> torch.Tensor:
     return out.flatten(1) @ state.w_out
 
 
-def main(backend: str = "inductor") -> int:
+def main(backend: str = "inductor", device: str = "cpu") -> int:
     """Runs compiled and eager steps at several batches and lengths; prints and returns how often it was compiled."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=counter)
-    worst = 0.0
+    differences = []
     with torch.no_grad():
         for batch, max_pages, lengths in [(2, 90, [1400, 31]), (3, 8, [1, 100, 64]), (5, 80, [1200, 1, 2, 3, 400])]:
-            states = [new_state(batch, max_pages, lengths) for _ in "ab"]
+            states = [new_state(batch, max_pages, lengths, device) for _ in "ab"]
             for _ in range(20):
-                x = torch.randn(batch, WIDTH)
-                difference = compiled(x, states[0]) - step(x, states[1])
-                worst = max(worst, float(difference.abs().max()))
+                x = torch.randn(batch, WIDTH).to(device, dtype_on(device))
+                differences.append((compiled(x, states[0]) - step(x, states[1])).abs().max())
+    worst = float(torch.stack(differences).max())  # NaN, if there is one
     print(f"compiled {counter.frame_count} time for 60 steps of 3 batches; largest difference to eager {worst:.1e}")
-    if worst > 1e-4:
+    # float32 sums in another order; bfloat16 outputs near 1, rounded where a fusion does not
+    if not worst <= (1e-4 if device == "cpu" else 0.05):
         raise SystemExit("the compiled step computes something else")
     return counter.frame_count
 
 
 if __name__ == "__main__":
-    main()
+    main(device=sys.argv[1] if len(sys.argv) > 1 else "cpu")
