@@ -199,6 +199,7 @@ KEYS = [
 @given(changes=st.dictionaries(st.sampled_from(KEYS), ANYTHING, max_size=4))
 @example(changes={"sliding_window": 5, "sliding_window_pattern": 0})
 @example(changes={"num_attention_heads": 2**70})
+@example(changes={"num_hidden_layers": 4_893_078_505})  # a list of as many words was made
 def test_any_config_gives_a_shape_or_an_error_of_ours(changes):
     try:
         shape = shape_of({**LLAMA, **changes})

@@ -16,6 +16,7 @@ UNSCALED = ("gemma3n", "gemma4", "embedding_gemma2", "diffusion_gemma")  # their
 EVERY = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
 FULL = "full_attention"
 MOST = 1e30  # of any number here: what lies beyond is a mistake, and overflows
+MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def shape_of(config: Mapping[str, Any], where: str = "the model's config") -> Mo
     if not head_dim:
         head_dim = _count(config, where, "hidden_size", "n_embd") // num_q_heads or 1
     num_layers = _count(config, where, "num_hidden_layers", "n_layer")
+    if num_layers > MOST_LAYERS:
+        raise UsageError(f"{where}: {num_layers} layers, more than the {MOST_LAYERS} of any model", "mend the config")
     types = _layer_types(config, kind, num_layers)
     cap = config.get("attn_logit_softcapping")
     return ModelShape(
