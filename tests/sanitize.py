@@ -151,12 +151,10 @@ def child(name: str, folder: str, device: str) -> None:
 
 def render(path: Path, folder: Path) -> None:
     """Writes a spec's package into the folder, without what was tuned."""
-    import dataclasses
-
     from vashista_gen import emit, spec
     from vashista_gen.plan import make_plan
 
-    loaded = dataclasses.replace(spec.load(path), tuning={})
+    loaded = spec.load(path).always_routed()
     for part, text in emit.render(make_plan(loaded)).items():
         target = folder / loaded.name / part
         target.parent.mkdir(parents=True, exist_ok=True)

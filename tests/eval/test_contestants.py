@@ -99,3 +99,21 @@ def test_packages_of_two_peers_live_beside_each_other(cache):
     assert packages.get(mean) is two
     assert packages.digest(TINY) != packages.digest(mean)
     assert packages.digest(TINY) == contestants.Packages(cache / "packages").digest(TINY)
+
+
+def test_what_is_judged_routes_every_step(tmp_path, monkeypatch):
+    """Also where the spec, or a tuning beside it, has short steps read whole."""
+    import torch
+
+    class Compiled:
+        LibraryError = RuntimeError
+
+        @staticmethod
+        def load(device, index):
+            """Nothing is computed here."""
+
+    monkeypatch.setattr(contestants.Packages, "_library", staticmethod(lambda module: Compiled))
+    text = specs_root().joinpath("tiny.yaml").read_text().replace("pages: 4", "pages: 4, dense_up_to: 900")
+    packages, cpu = contestants.Packages(tmp_path), torch.device("cpu")
+    spec = loads(text, "tiny.yaml")
+    assert packages.get(spec).op.tuning.of(cpu).dense_up_to == () and spec.routing.dense_up_to == 900

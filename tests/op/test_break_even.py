@@ -183,6 +183,14 @@ def test_what_the_spec_says_comes_before_what_was_measured(tuned):
     assert (found.split_tokens, found.dense_up_to) == (128, ((1, 300),))
 
 
+def test_a_spec_that_always_routes(tuned):
+    tuning = tuned({"dense_up_to": [[1, 500]]}, routing="pages: 4, dense_up_to: 300")
+    spec = load(next(tuning.library.HERE.parents[1].glob(f"{tuning.library.NAME}.yaml")))
+    assert spec.tuning and spec.routing.dense_up_to == 300
+    routed = spec.always_routed()
+    assert not routed.tuning and routed.routing.dense_up_to is None and routed.model == spec.model
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -47,7 +47,7 @@ def measuring(path: Path, calibration: dict[str, Any] | None = None) -> Iterator
             folder = Path(scratch)
             _place(text, folder, calibration)
         spec.loads(text, str(path), folder)  # what is wrong with it is said of the lines that the user wrote
-        loaded = spec.loads(_changed(text), str(path), folder)
+        loaded = spec.loads(_changed(text), str(path), folder).always_routed()
         package = Path(scratch, loaded.name)
         for name, content in emit.render(make_plan(loaded)).items():
             target = package / name

@@ -198,7 +198,7 @@ class Packages:
 
     def _load(self, spec, key):
         place = self._folder / key[:16]
-        emit.apply(emit.compare([make_plan(spec)], place, whole=False), place)
+        emit.apply(emit.compare([make_plan(spec.always_routed())], place, whole=False), place)
         name = f"vashista_gen_eval_{key[:16]}_{spec.name}"
         found = importlib.util.spec_from_file_location(name, place / spec.name / "__init__.py")
         module = importlib.util.module_from_spec(found)

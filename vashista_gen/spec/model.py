@@ -6,7 +6,7 @@ The loader alone makes them: every value in a `Spec` has been checked, defaults 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vashista_gen.spec.setting import Setting, setting, settings_of
@@ -385,6 +385,10 @@ class Spec:
     def group_size(self) -> int:
         """Query heads of one KV head."""
         return self.model.num_q_heads // self.model.num_kv_heads
+
+    def always_routed(self) -> Spec:
+        """The spec of a package that routes every step that can drop a token, whatever is faster: to judge routing."""
+        return replace(self, routing=replace(self.routing, dense_up_to=None), tuning={})
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved spec as a plain dict that loads back to an equal one.
