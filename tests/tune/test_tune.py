@@ -163,7 +163,7 @@ def test_a_wrong_kernel_ends_the_run(times, here, monkeypatch):
 
 
 def test_a_projection_is_refused(here):
-    text = here.read_text().replace("tokens: all", "tokens: 32") + "attention: {solver: frank_wolfe}\n"
+    text = here.read_text().replace("tokens: all", "tokens: 48") + "attention: {solver: frank_wolfe}\n"
     here.write_text(text)
     with pytest.raises(UsageError, match="frank_wolfe"):
         tune(here)
