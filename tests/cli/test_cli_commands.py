@@ -267,6 +267,20 @@ def test_explain_names_the_calibration(here: Path) -> None:
     assert re.search(r"^ +8k +6\.0 MiB +2\.5 MiB +\S+ +1\.7 MiB +384 KiB +384 KiB ", text, re.MULTILINE)
 
 
+def test_explain_of_the_break_even(here: Path) -> None:
+    assert "No device is tuned (vashista-gen tune)" in explained(here, "routing: {pages: 64}")
+    assert "attend to all: up to 9,000 tokens, as the spec says" in explained(
+        here, "routing: {pages: 64, dense_up_to: 9000}"
+    )
+    (here / "tuning").mkdir()
+    entry = {"source": "0", "knobs": {"dense_up_to": [[1, 9000], [8, 2000]]}}
+    (here / "tuning" / "small.json").write_text(json.dumps({"c, a CPU": entry}))
+    text = explained(here, "routing: {pages: 64}")
+    assert "as measured on c, a CPU: 9,000 tokens at batch 1, 2,000 tokens at batch 8; on other devices" in text
+    solver = ("routing: {pages: 64}", "candidates: {tokens: 64}", "attention: {solver: frank_wolfe}")
+    assert "Every step is routed" in explained(here, *solver)
+
+
 def test_explain_of_budgets(here: Path) -> None:
     mass = explained(here, "routing: {pages: 64}", "candidates: {tokens: 512, mass: 0.98, min_tokens: 64}")
     assert "the fewest that reach 0.98 of their softmax mass, 64 to 512, with the largest logits" in mass

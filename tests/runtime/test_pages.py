@@ -34,6 +34,7 @@ def check(cache, held, appended=()):
     Those of full pages, whoever shares them, and of the last pages of rows that were just appended to.
     """
     assert cache.lengths == tuple(cache.seq_lens.tolist()) == tuple(map(len, held))
+    assert cache.table.longest == max(map(len, held))
     pages = [pages_of(cache, row) for row in range(len(held))]
     flat = sum(pages, [])
     assert len(set(flat)) == cache.table.num_pages - cache.free_pages

@@ -30,6 +30,7 @@ def run(path: Path, context: str | None, batch: int) -> None:
         words.routing(plan),
         words.candidates(plan),
         words.certificate(plan),
+        words.break_even(plan),
     ):
         _paragraph(console, text)
     _kernels(console, plan)

@@ -179,6 +179,23 @@ def candidates(plan: Plan) -> str:
     )
 
 
+def break_even(plan: Plan) -> str:
+    """Up to which context a step is read whole, and on what devices that was measured."""
+    spec = plan.spec
+    if plan.projects:
+        return "Every step is routed: attention to all is another operator."
+    told = "Steps that the host knows to be short, by max_seq_len or the block table's width, attend to all"
+    if spec.routing.dense_up_to is not None:
+        return f"{told}: up to {spec.routing.dense_up_to:,} tokens, as the spec says."
+    found = []
+    for device, entry in spec.tuning.items():
+        even = entry["knobs"].get("dense_up_to", ())
+        found.append(f"{device}: " + ", ".join(f"{tokens:,} tokens at batch {batch}" for batch, tokens in even))
+    if not found:
+        return "No device is tuned (vashista-gen tune): steps are read whole only where no token can be dropped."
+    return f"{told}, as measured on {'; '.join(found)}; on other devices where no token can be dropped."
+
+
 def _weights(plan: Plan) -> str:
     """How the weights of the candidates are computed."""
     scale, attention = f"{plan.spec.model.sm_scale:.6g}", plan.spec.attention
