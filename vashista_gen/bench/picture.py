@@ -24,7 +24,7 @@ FLOORS = {"dense": "#5b7083", "sparse": "#1f7a6d"}
 
 def draw(result: Result, path: Path) -> None:
     """Writes the picture of a run that has at least one time."""
-    figure = Figure(figsize=(10.5, 6.6), dpi=130, layout="constrained")
+    figure = Figure(figsize=(10.5, 6.6), dpi=100, layout="constrained")
     axes = figure.subplots()
     ends = _lines(axes, result)
     _parts(axes, result)
@@ -55,7 +55,7 @@ def draw(result: Result, path: Path) -> None:
     axes.set_title(f"{result.name}: a decode step against context", fontsize=13, color=INK, loc="left", pad=26)
     text = f"{where}, torch {environment['torch']}{threads}; synthetic keys"
     axes.text(0, 1.025, text, transform=axes.transAxes, fontsize=9.5, color=SOFT)
-    figure.savefig(path, metadata={"Software": None})
+    figure.savefig(path, metadata={"Software": None}, pil_kwargs={"optimize": True})
 
 
 def _series(result, name, of=lambda timing: timing.median):

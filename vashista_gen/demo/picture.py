@@ -20,7 +20,7 @@ DIFFERS = "#c8553d"
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Writes the picture of a demo.json's content to `path`."""
-    figure = Figure(figsize=(12.5, 7.2), dpi=130, layout="constrained")
+    figure = Figure(figsize=(12.5, 7.2), dpi=100, layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.35])
     _mass(left.subplots(), result)
     divergence, cost = right.subplots(2, 1, height_ratios=[1.25, 1])
@@ -28,7 +28,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     _cost(cost, result)
     what = f"{result['steps']} tokens decoded after {result['tokens']:,} of a document, all layers sparse"
     figure.suptitle(f"{result['model']}: {what}", fontsize=13, color=INK)
-    figure.savefig(path, metadata={"Software": None})
+    figure.savefig(path, metadata={"Software": None}, pil_kwargs={"optimize": True})
 
 
 def _mass(axes, result):

@@ -15,7 +15,7 @@ INK, SOFT, GOOD, BAD = "#222222", "#8a8a8a", "#1f7a6d", "#c8553d"
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Writes the picture of a diagnose.json's content to `path`."""
-    figure = Figure(figsize=(13, 9), dpi=130, layout="constrained")
+    figure = Figure(figsize=(13, 9), dpi=100, layout="constrained")
     (needs, grows), (keeps, spread) = figure.subplots(2, 2)
     _needs(needs, result)
     _grows(grows, result)
@@ -25,7 +25,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     documents = len(result["documents"])
     what = f"{documents} document{'s' * (documents > 1)} of up to {last:,} tokens" if documents else f"{last:,} tokens"
     figure.suptitle(f"{result['model']}: how much of its context attention needs ({what})", fontsize=13, color=INK)
-    figure.savefig(path, metadata={"Software": None})
+    figure.savefig(path, metadata={"Software": None}, pil_kwargs={"optimize": True})
 
 
 def _needs(axes, result):

@@ -21,7 +21,7 @@ WORST = 4.0  # nats; a digit at random has 2.3
 
 def frontier(found: dict[str, Any], path: Path) -> None:
     """KL and change of perplexity against the share of dense bytes, a line for each router."""
-    figure = Figure(figsize=(12.5, 5.4), dpi=130, layout="constrained")
+    figure = Figure(figsize=(12.5, 5.4), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)
     _lines(left, found, "kl", "KL(dense ‖ sparse), nats")
     left.set_yscale("log")
@@ -38,7 +38,7 @@ def frontier(found: dict[str, Any], path: Path) -> None:
     what = f"{count_of(found)}, {found['steps']} tokens each after {found['prefix']:,}"
     layers = f"{found['sparse_layers']} of {found['layers']} layers sparse"
     figure.suptitle(f"{found['model']}, {layers}; {what}", fontsize=13, color=INK)
-    figure.savefig(path, metadata={"Software": None})
+    figure.savefig(path, metadata={"Software": None}, pil_kwargs={"optimize": True})
 
 
 def _lines(axes, found, figure, title):
@@ -89,7 +89,7 @@ def needles(found: dict[str, Any], path: Path) -> None:
     }
     asked = [name for name in labels if all(name in needle["answers"] for needle in found["needles"])]
     lengths, depths = [needle["length"] for needle in found["needles"]], found["needles"][0]["depths"]
-    figure = Figure(figsize=(2.0 * len(asked) + 1.4, 3.3), dpi=130, layout="constrained")
+    figure = Figure(figsize=(2.0 * len(asked) + 1.4, 3.3), dpi=100, layout="constrained")
     image = None
     for axes, name in zip(figure.subplots(1, len(asked), sharey=True, squeeze=False)[0], asked, strict=True):
         answers = [needle["answers"][name] for needle in found["needles"]]
@@ -106,4 +106,4 @@ def needles(found: dict[str, Any], path: Path) -> None:
     figure.axes[0].set_ylabel("depth of the needle")
     figure.colorbar(image, ax=figure.axes, label="NLL of the answer, nats a token", extend="max")
     figure.suptitle(f"{found['model']}: needles; a dot: the whole answer comes first", fontsize=11, color=INK)
-    figure.savefig(path, metadata={"Software": None})
+    figure.savefig(path, metadata={"Software": None}, pil_kwargs={"optimize": True})
