@@ -63,6 +63,12 @@ class Plan:
         return self.spec.sketch.bits is not None
 
     @property
+    def searches_scales(self) -> bool:
+        """Whether a full page's scales are searched for: finer codes and tighter proofs, for some time at a page's end."""
+        sketch = self.spec.sketch
+        return sketch.bits == 4 and sketch.transform == "page_channel" and self.spec.certificate.kind == "rigorous"
+
+    @property
     def scores_by_sketch(self) -> bool:
         """Whether pages are scored by their tokens' sketches: there are no page summaries then."""
         return self.spec.routing.summary == "sketch"
