@@ -58,6 +58,12 @@ def test_examples(number: str, right: str, wrong: str, tmp_path: Path) -> None:
     assert rules == {number}
 
 
+def test_the_lean_setting_is_right() -> None:
+    example = README.split("make a lean setting:\n\n```yaml\n")[1].split("```")[0]
+    lean = spec.loads(complete(example), "llama3_8b.yaml")
+    assert (lean.routing.subpage, lean.sketch.bits, lean.candidates.mass) == (8, 2, 0.95)
+
+
 def test_every_key_is_in_the_table() -> None:
     for key, setting in settings_of(Spec).items():
         inner = settings_of(setting.kind) if setting.is_section else {}
