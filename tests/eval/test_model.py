@@ -1,5 +1,7 @@
 """Models that are there, are not, or have another shape than the spec."""
 
+import shutil
+
 import pytest
 
 from vashista_gen.errors import UsageError
@@ -27,6 +29,14 @@ def test_a_folder_without_a_model(tmp_path):
     assert model.find(str(tmp_path), tmp_path) == tmp_path
     with pytest.raises(UsageError, match="transformers cannot load"):
         model.load(tmp_path)
+
+
+def test_a_model_without_a_tokenizer(llama, tmp_path):
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        shutil.copy(llama / name, tmp_path)
+    with pytest.raises(UsageError, match="transformers cannot load the tokenizer of") as error:
+        model.load(tmp_path)
+    assert "tokenizer.save_pretrained" in error.value.hint
 
 
 def test_an_installed_package_gives_its_gguf_file(tmp_path, monkeypatch):

@@ -146,6 +146,7 @@ def _say(shape: ModelShape, made: Spec, target: Path, named: bool) -> None:
     say(console, f"beside it   4-bit means of 4 tokens to route, {BITS}-bit sketches of keys to score tokens: {share}")
     same = [one.name for one in load_each(shipped())[0] if one.model == made.model and one.name != made.name]
     if same:
-        say(console, f"note        the same shape: {', '.join(same)}; hf.attach(model, package) then names the package")
+        say(console, f"note        the same shape: {', '.join(same)}, whose package fits this model as it is")
+        say(console, "            with several, name one: hf.attach(model, package)")
     say(console, f"next: vashista-gen explain {shown(target)}; vashista-gen generate {shown(target)}")
     say(console, "next: in Python, from vashista_gen.integrations import hf; hf.attach(model); model.generate(...)")

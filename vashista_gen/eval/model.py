@@ -102,14 +102,14 @@ def load(path: Path) -> Loaded:
 
     gguf = path.suffix == ".gguf"
     place, extra = (path.parent, {"gguf_file": path.name}) if gguf else (path, {})
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **extra)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **extra).eval()
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(
-            f"transformers cannot load {path}: {first}", "give a causal language model that transformers knows"
-        ) from error
+    model = _load(
+        lambda: AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **extra).eval(), path, "",
+        "give a causal language model that transformers knows",
+    )  # fmt: skip
+    tokenizer = _load(
+        lambda: AutoTokenizer.from_pretrained(place, **extra), path, "the tokenizer of ",
+        "the texts are tokenized: give a folder with the model's tokenizer (tokenizer.save_pretrained(folder))",
+    )  # fmt: skip
     bos = leading_token(tokenizer, path if gguf else None)
 
     def tokenize(text: str) -> list[int]:
@@ -117,6 +117,14 @@ def load(path: Path) -> Loaded:
         return ids if bos is None else [bos, *ids]
 
     return Loaded(path.stem if gguf else path.name, str(path), model, tokenize, bos)
+
+
+def _load(make, path, what, step):
+    try:
+        return make()
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"transformers cannot load {what}{path}: {first}", step) from error
 
 
 def leading_token(tokenizer: Any, gguf: Path | None = None) -> int | None:
