@@ -84,6 +84,29 @@ def test_the_least_of_table_and_max_seq_len_decides(tiny):
             assert same(given, sparse)
 
 
+def test_bounds_of_the_dense_op(tiny):
+    """It takes max_seq_len too, for its splits; checked mode compares it."""
+    step = make_step(tiny, Case(LENGTHS, seed=1))
+    longest = max(step.lengths)
+    with tiny.part("tuning").changed(split_tokens=16):
+        several, few = step.decode_dense(), step.decode_dense(max_seq_len=longest)
+    torch.testing.assert_close(several, few)
+    torch.testing.assert_close(few, step.decode_dense())
+    with tiny.package.checked(), pytest.raises(ValueError, match="at most max_seq_len"):
+        step.decode_dense(max_seq_len=longest - 1)
+    with whole(tiny), tiny.package.checked(), pytest.raises(ValueError, match="at most max_seq_len"):
+        step.decode(step.summarize(), max_seq_len=longest - 1)
+
+
+def test_a_step_read_whole_looks_at_no_summaries(tiny):
+    step = make_step(tiny, Case(LENGTHS, seed=1))
+    arguments = (step.q, step.k_cache, step.v_cache, step.block_table, step.seq_lens)
+    with whole(tiny):
+        assert same(tiny.package.decode(*arguments, None), tiny.package.decode_dense(*arguments))
+    with pytest.raises(TypeError, match="summaries must be"):
+        tiny.package.decode(*arguments, None)
+
+
 def test_the_nearest_batch_decides(tiny):
     tuning = tiny.part("tuning")
     with whole(tiny, ((1, 4096), (4, 1024), (16, 0))):

@@ -125,7 +125,7 @@ class PagedLayer(CacheLayerMixin):
         query = q.to(pages.k_cache.dtype)
         tensors = (query, pages.k_cache, pages.v_cache, pages.block_table, pages.seq_lens)
         if self.index in settings.dense_layers:
-            return settings.package.decode_dense(*tensors)[0].to(q.dtype)
+            return settings.package.decode_dense(*tensors, max_seq_len=pages.table.longest)[0].to(q.dtype)
         more = {"max_seq_len": pages.table.longest}
         if self.budgets is not None:
             more["budgets"] = self.budgets.expand(len(q), -1).contiguous()
