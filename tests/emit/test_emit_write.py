@@ -224,3 +224,14 @@ def test_a_manifest_that_is_no_json_is_named(out: Path) -> None:
     with pytest.raises(UsageError, match="is not JSON") as caught:
         emit.compare([plan_of()], out, whole=True)
     assert "remove" in caught.value.hint
+
+
+def test_every_package_is_installed():
+    """pyproject.toml names each folder of modules: one that it does not name is missing from a wheel."""
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+
+    root = Path(__file__).resolve().parents[2]
+    named = set(tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    there = {".".join(path.parent.relative_to(root).parts) for path in (root / "vashista_gen").rglob("__init__.py")}
+    there = {name for name in there if ".generated." not in name and ".templates" not in name}
+    assert there <= named
