@@ -18,7 +18,12 @@ LINES = {
     "dense": ("dense op\npaged KV", "#5b7083"),
     "sparse": ("sparse op\npaged KV", "#1f7a6d"),
 }
-PARTS = {"select": ("choosing pages", (0, (1, 1.6))), "attend": ("attention to them", (0, (4, 2)))}
+PARTS = {  # name: (label, dashes, colour)
+    "select": ("sparse op: choosing pages", (0, (1, 1.6)), LINES["sparse"][1]),
+    "attend": ("sparse op: attention to them", (0, (4, 2)), LINES["sparse"][1]),
+    "flashinfer_pages": ("FlashInfer: attention to every token of those pages", (0, (4, 2)), LINES["flashinfer"][1]),
+    "chosen": ("sparse op, its own choice: dense", (0, (2, 1)), INK),
+}
 FLOORS = {"dense": "#5b7083", "sparse": "#1f7a6d"}
 
 
@@ -82,17 +87,23 @@ def _labels(axes, ends, last):
     axes.figure.canvas.draw()
     low, high = axes.get_ylim()
     gap = (high / low) ** 0.075
-    placed = 0.0
-    for label, colour, y in sorted(ends.values(), key=lambda end: end[2]):
-        placed = max(y, placed * gap)
-        axes.text(last * 1.09, placed, label, color=colour, fontsize=10, va="center", fontweight="bold")
+    ordered = sorted(ends.values(), key=lambda end: end[2])
+    places: list[float] = []
+    for _, _, y in ordered:
+        places.append(max(y, places[-1] * gap) if places else y)
+    most = high / gap**0.5  # those at the top push the ones below them down
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], most)
+        most = places[i] / gap
+    for (label, colour, _), place in zip(ordered, places, strict=True):
+        axes.text(last * 1.09, place, label, color=colour, fontsize=10, va="center", fontweight="bold")
 
 
 def _parts(axes, result):
-    for name, (label, dashes) in PARTS.items():
+    for name, (label, dashes, colour) in PARTS.items():
         x, y = _series(result, name)
         if x:
-            axes.plot(x, y, color=LINES["sparse"][1], linewidth=1.2, linestyle=dashes, label=f"sparse op: {label}")
+            axes.plot(x, y, color=colour, linewidth=1.2, linestyle=dashes, label=label)
 
 
 def _floors(axes, result):
@@ -119,8 +130,10 @@ def _speedups(axes, result):
 
 
 def _break_even(axes, result):
-    context = results.break_even(result.timed)[1]
-    if context is not None and context > result.timed[0].context:
-        axes.axvline(context, color=SOFT, linewidth=1, linestyle=":")
-        axes.annotate(f"break-even {context:,.0f}", (context, 0.1), xycoords=("data", "axes fraction"),
-                      xytext=(4, 0), textcoords="offset points", fontsize=8.5, color=SOFT)  # fmt: skip
+    for ratio, words, height in (("speedup", "SDPA", 0.1), ("over_dense", "the dense op", 0.14)):
+        context = results.break_even(result.timed, ratio)[1]
+        if context is not None and context > result.timed[0].context:
+            axes.axvline(context, color=SOFT, linewidth=1, linestyle=":")
+            axes.annotate(f"break-even with {words} {context:,.0f}", (context, height),
+                          xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points",
+                          fontsize=8.5, color=SOFT)  # fmt: skip
