@@ -14,7 +14,8 @@ class DecodeStep:
 
     seq_lens counts the step's own tokens, old_seq_lens does not; a padding request has length 0 or no new token.
     slot_mapping int64 [tokens]. num_tokens and longest_query are numbers on the host: the tokens that are no padding,
-    and the most new tokens of a request (1: every request decodes); max_seq_len, too: no request is longer.
+    and the most new tokens of a request (1: every request decodes); max_seq_len, too: no request is longer. A graph
+    that is captured with a small one reads every replay whole: rightly, and slowly where requests have become long.
     """
 
     block_table: torch.Tensor
@@ -30,8 +31,8 @@ class DecodeStep:
         """From vLLM's FlashAttentionMetadata or CommonAttentionMetadata, or anything with their attributes.
 
         query_start_loc int32 [batch + 1]; seq_lens int32 [batch]; block_table or block_table_tensor; slot_mapping;
-        num_actual_tokens; max_query_len; max_seq_len, if it is there. Nothing is read from the device, nothing is copied but
-        old_seq_lens.
+        num_actual_tokens; max_query_len; max_seq_len, if it is there. Nothing is read from the device, and nothing is
+        copied but old_seq_lens.
         """
         table = getattr(metadata, "block_table", None)
         table = metadata.block_table_tensor if table is None else table
