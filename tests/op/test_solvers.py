@@ -37,7 +37,6 @@ Lists = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # selected_tokens, kept
 Run = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # values -> out, gap
 U = 2.0**-24
 SHAPES = ("hd64_entropic", "hd48_frank_wolfe")
-DENSE = ("attend_dense", "merge_splits", "merge_states")  # not compiled here
 FAMILIES = (
     "normal", "peaked", "near_tie", "one_hot", "duplicates", "huge", "constant", "zero_query", "outliers",
 )  # fmt: skip
@@ -50,11 +49,8 @@ def solver_spec(shape: str) -> spec.Spec:
 
 
 def of_shape(packages, shape: str, device: str = "cpu") -> Subject:
-    """The shape's package on a device; only the kernels of `decode` and of summaries are compiled."""
-    package = packages(solver_spec(shape))
-    library = importlib.import_module(f"{package.__name__}.library")
-    library.KERNELS = tuple(name for name in library.KERNELS if name not in DENSE)
-    return on_device(package, device)
+    """The shape's package on a device."""
+    return on_device(packages(solver_spec(shape)), device)
 
 
 @pytest.fixture(
@@ -393,15 +389,23 @@ def test_reference_decodes_alike(packages, shape):
 def test_what_wants_a_softmax_refuses(packages, tmp_path):
     """Comparisons with softmax attention and FlashInfer's interface, whose second result is an lse."""
     from vashista_gen.bench import run
-    from vashista_gen.cli import verify
     from vashista_gen.integrations.flashinfer import SparseDecodeWithPagedKVCacheWrapper
+    from vashista_gen.tune import run as tune
 
     with pytest.raises(UsageError, match="frank_wolfe is another operator"):
         run.main(ROOT / "tests" / "shapes" / "hd48_frank_wolfe.yaml", tmp_path, Console())
     with pytest.raises(UsageError, match="entropic_projection is another operator"):
-        verify.run([ROOT / "tests" / "shapes" / "hd64_entropic.yaml"], "cpu", False)
+        tune.main(ROOT / "tests" / "shapes" / "hd64_entropic.yaml")
     with pytest.raises(UsageError, match="no softmax"):
         SparseDecodeWithPagedKVCacheWrapper(packages(solver_spec("hd64_entropic")))
+
+
+def test_verify_holds_solvers_to_their_gaps(solver):
+    """What `vashista-gen verify` runs; a GPU also from a CUDA graph."""
+    from vashista_gen.bench import verify
+
+    found = verify.verify(solver.package, solver.device, solver.dtype, lambda name: None)
+    assert all({"dense", "sparse", "attend", "tokens", "update"} <= set(case["errors"]) for case in found)
 
 
 @pytest.mark.parametrize("shape", [pytest.param(s, marks=pytest.mark.xdist_group(f"lower-{s}")) for s in SHAPES])
