@@ -189,6 +189,9 @@ def test_a_package_looks_up_its_device(tuned):
     written = json.loads((tuning.library.HERE / "tuning.json").read_text())
     assert set(written[tuning.name_of(cpu)]) == {"source", "knobs"}
     assert tuning._of("cpu", 0) == tuning.of(cpu)
+    assert tuning.of(torch.device("meta")) == default.DEFAULTS["cpu"]
+    if not torch.cuda.is_available():  # a fake CUDA tensor, when a model is traced elsewhere
+        assert tuning.of(torch.device("cuda", 0)) == default.DEFAULTS["cuda"]
     elsewhere = tuned({"split_tokens": 128})
     elsewhere._processor = lambda: "another processor"
     assert elsewhere.of(cpu) == default.DEFAULTS["cpu"]
