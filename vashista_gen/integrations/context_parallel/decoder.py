@@ -39,7 +39,8 @@ class ContextParallelDecoder:
 
     Packages that keep fewer tokens than they route (candidates.tokens, .mass, .pages) choose from the scores of all
     ranks, which every rank then has: [batch, kv heads, group, P * page_size] float32 go round once a step. The tokens
-    kept are those of one process, bit for bit, where the pages selected are the same.
+    kept are those of one process, bit for bit, where the pages selected are the same. Short steps that one process reads
+    whole (`tuning.dense_up_to`) are routed here as well.
     """
 
     def __init__(self, package: Any, group: dist.ProcessGroup | None = None) -> None:
