@@ -188,21 +188,69 @@ def check_selection(subject: Subject, case: Case, pins: int = 0) -> None:
             continue
         forced = {*range(routing["sink_pages"]), *range(n - routing["recent_pages"], n)}
         assert forced <= set(chosen), f"{where}: sinks or recent pages {forced} are not in {chosen}"
+        scored = range(n)
+        if routing["levels"] == 2:
+            scored = check_beam(step, summaries, given, b, h, q)
+            assert set(chosen) <= set(scored), f"{where}: {chosen} of the beam's {scored}"
         if pins:
-            pinned = sorted({p for p in given["pinned_pages"][b].tolist() if 0 <= p < n} - forced)
+            pinned = sorted({p for p in given["pinned_pages"][b].tolist() if p in scored} - forced)
             pinned = pinned[: subject.routed_pages - len(forced)]
             assert set(pinned) <= set(chosen), f"{where}: pinned pages {pinned} are not in {chosen}"
             forced |= set(pinned)
-        score, error = page_weights(step, summaries, b, h, q)
-        free = torch.tensor([p not in forced for p in range(n)])
-        mask = torch.zeros(n, dtype=torch.bool)
-        mask[chosen] = True
+        score, error = page_weights(step, *page_score_bound(step, summaries, b, h, q, scored))
+        free = torch.tensor([p not in forced for p in scored])
+        mask = torch.tensor([p in chosen for p in scored])
         assert_ranked(mask[free], score[free], error[free], f"pages of {where}")
 
 
-def page_weights(step: Step, summaries, b: int, h: int, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(score, bound on the kernel's error) [pages] by which the pages of one KV head are ranked."""
-    scores, dl = page_score_bound(step, summaries, b, h, q)
+def check_beam(step: Step, summaries, given, b: int, h: int, q: torch.Tensor) -> list[int]:
+    """The beam is the best super-pages by the reference's scores of their summaries; returns the pages in it."""
+    subject, routing, op = step.subject, step.subject.spec["routing"], step.subject.part("op")
+    size, width = routing["super_pages"], routing["beam"]
+    n = -(-step.lengths[b] // subject.page_size)
+    held = -(-n // size)
+    pins = given.get("pinned_pages", torch.empty(len(step.lengths), 0, dtype=torch.int32, device=subject.device))
+    lib, dims = op._library(step.q), op._dims(step.k_cache, step.v_cache, step.block_table)
+    beam = op._score_pages(lib, step.q, summaries, None, step.block_table, step.seq_lens, pins, dims)[2][b, h].tolist()
+    where = f"row {b}, KV head {h}"
+    if -(-step.block_table.shape[1] // size) <= width:
+        assert beam == [], f"{where}: a beam {beam} where every page is scored"
+        return list(range(n))
+    chosen = beam[: min(held, width)]
+    assert beam[len(chosen) :] == [-1] * (width - len(chosen)) and chosen == sorted(set(chosen)), f"{where}: beam {beam}"
+    assert all(0 <= s < held for s in chosen), f"{where}: beam {beam} of {held}"
+    if held > width:
+        recent = -(-(routing["recent_pages"] - 1) // size) + 1
+        forced = {*range(-(-routing["sink_pages"] // size)), *range(held - recent, held)}
+        assert forced <= set(chosen), f"{where}: {forced} are not in the beam {chosen}"
+        pinned = {p // size for p in pins[b].tolist() if 0 <= p < n} - forced
+        pinned = set(sorted(pinned)[: width - len(forced)])
+        assert pinned <= set(chosen), f"{where}: super-pages {pinned} of pinned pages are not in the beam {chosen}"
+        whole = step.lengths[b] // (size * subject.page_size)
+        scores, error = page_weights(step, *super_score_bound(step, summaries, b, h, q))
+        free = torch.tensor([s not in forced | pinned for s in range(whole)])
+        mask = torch.tensor([s in chosen for s in range(whole)])
+        assert_ranked(mask[free], scores[free], error[free], f"super-pages of {where}")
+    return [p for s in chosen for p in range(s * size, min((s + 1) * size, n))]
+
+
+def super_score_bound(step: Step, summaries, b: int, h: int, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(scores of one KV head's whole super-pages by the reference, bound on the kernel's error), both [group, n]."""
+    subject, reference = step.subject, step.subject.package.reference
+    size = subject.spec["routing"]["super_pages"]
+    whole = step.lengths[b] // (size * subject.page_size)
+    exact = wide(summaries)
+    arguments = step.q.cpu().double(), exact, step.block_table.cpu(), step.seq_lens.cpu(), b
+    scores = reference.super_page_scores(*arguments)[h][:, :whole]
+    pages = torch.tensor(step.pages()[b])[size - 1 : whole * size : size]
+    rows = _row_sizes(reference.super_summaries(exact), reference, pages, h)
+    span = size * subject.spec["routing"].get("subpage", subject.page_size)
+    sizes = torch.full((whole, size * subject.page_size // span), span)
+    return scores, page_score_error(subject.spec, q, rows, sizes, scores, arithmetic_of(subject))
+
+
+def page_weights(step: Step, scores: torch.Tensor, dl: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(score, bound on the kernel's error) [pages] by which the pages of one KV head are ranked, of those of each head."""
     if step.subject.spec["routing"]["group_reduce"] == "max":
         return scores.amax(0), dl.amax(0)
     p, error, _ = weight_error(scores, weight_exponent_error(scores, dl, 0))
@@ -210,19 +258,28 @@ def page_weights(step: Step, summaries, b: int, h: int, q: torch.Tensor) -> tupl
     return p.sum(0), error + step.subject.group * VANISHED
 
 
-def page_score_bound(step: Step, summaries, b: int, h: int, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scores of one KV head's pages by the reference, bound on the kernel's error), both [group, pages]."""
+def page_score_bound(
+    step: Step, summaries, b: int, h: int, q: torch.Tensor, scored=slice(None)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(scores of one KV head's pages by the reference, bound on the kernel's error), both [group, pages scored]."""
     subject, reference = step.subject, step.subject.package.reference
     exact, table, lengths = wide(summaries), step.block_table.cpu(), step.seq_lens.cpu()
     scores = reference.page_scores(step.q.cpu().double(), exact, table, lengths, b)[h]
     if subject.spec["routing"]["summary"] != "sketch":
-        rows = reference.summary_values(exact, torch.tensor(step.pages()[b]))[:, h].double()
-        if "spread" in type(summaries)._fields:
-            rows = exact.center[h].abs() + (rows - exact.center[h]).abs()  # <q, c> and the codes' part may cancel
-        return scores, _summary_score_error(step, b, q, rows, scores)
+        rows = _row_sizes(exact, reference, torch.tensor(step.pages()[b]), h)
+        scored = scored if isinstance(scored, slice) else list(scored)
+        return scores[:, scored], _summary_score_error(step, b, q, rows, scores)[:, scored]
     _, error, _ = sketch_logits(step, summaries, b, h, q)
     worst = torch.stack([x.amax(-1) for x in error.split(subject.page_size, -1)], -1)
     return scores, token_page_score_error(worst, scores, subject.page_size)
+
+
+def _row_sizes(exact, reference, pages: torch.Tensor, h: int) -> torch.Tensor:
+    """[pages, rows, d]: what the roundings of a score from these summaries, in float64, are in proportion to."""
+    rows = reference.summary_values(exact, pages)[:, h].double()
+    if "spread" in type(exact)._fields:
+        return exact.center[h].abs() + (rows - exact.center[h]).abs()  # <q, c> and the codes' part may cancel
+    return rows
 
 
 def _summary_score_error(step: Step, b: int, q: torch.Tensor, rows: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

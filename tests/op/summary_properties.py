@@ -8,15 +8,18 @@ from assertions import U
 from .subject import CONSTANTS, arithmetic_of, make_step, wide
 
 
-def exact_rows(subject, keys):
-    """(rows [pages, heads, rows, d], rounding bound of a float32 mean) of a sequence's keys [n, heads, d], float64."""
+def exact_rows(subject, keys, factor=1):
+    """(rows [pages, heads, rows, d], rounding bound of a float32 mean) of a sequence's keys [n, heads, d], float64.
+
+    factor: of entries of so many pages each instead of pages.
+    """
     routing = subject.spec["routing"]
-    pages = keys.split(subject.page_size)
+    pages = keys.split(factor * subject.page_size)
     if routing["summary"] == "box":
         rows = torch.stack([torch.stack([p.amin(0), p.amax(0)], 1) for p in pages])
         return rows, torch.zeros_like(rows)
-    span = routing.get("subpage", subject.page_size)
-    rows = torch.zeros(len(pages), keys.shape[1], subject.page_size // span, keys.shape[2], dtype=torch.float64)
+    span = factor * routing.get("subpage", subject.page_size)
+    rows = torch.zeros(len(pages), keys.shape[1], factor * subject.page_size // span, keys.shape[2], dtype=torch.float64)
     size = torch.zeros_like(rows)
     for i, page in enumerate(pages):
         for j, part in enumerate(page.split(span)):
@@ -26,12 +29,22 @@ def exact_rows(subject, keys):
 
 def assert_summaries(subject, summaries, step, unit):
     """Every page's summary is its tokens' mean or box, rounded to the spec's bits; `unit` of the cache's type."""
+    _assert_level(subject, summaries, step, unit, 1)
+    if subject.spec["routing"]["levels"] == 2:
+        of_supers = subject.package.reference.super_summaries(summaries)
+        _assert_level(subject, of_supers, step, unit, subject.spec["routing"]["super_pages"])
+
+
+def _assert_level(subject, summaries, step, unit, factor):
     routing, exact = subject.spec["routing"], wide(summaries)
     for b, keys in enumerate(step.keys):
-        if not len(keys):
+        held = len(keys) if factor == 1 else len(keys) // (factor * subject.page_size)
+        if not held:
             continue
         pages = torch.tensor(step.pages()[b])
-        rows, error = exact_rows(subject, keys)
+        if factor > 1:  # of whole ones, with their last page
+            keys, pages = keys[: held * factor * subject.page_size], pages[factor - 1 : held * factor : factor]
+        rows, error = exact_rows(subject, keys, factor)
         values = subject.package.reference.summary_values(exact, pages).double()
         if routing["summary_bits"] == 16:
             assert ((values - rows).abs() <= error + unit * rows.abs()).all()

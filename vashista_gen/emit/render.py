@@ -32,6 +32,7 @@ TEMPLATES = {
     "kernels/tokens.py": "kernels/tokens.py.jinja",
     "kernels/attend.py": "kernels/attend.py.jinja",
     "kernels/candidates.py": "kernels/candidates.py.jinja",
+    "kernels/levels.py": "kernels/levels.py.jinja",
     "kernels/lower.py": "kernels/lower.py.jinja",
     "kernels/merge.py": "kernels/merge.py.jinja",
     "kernels/prelude.cuh": "kernels/prelude.cuh.jinja",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vashista_gen.spec import Spec
-from vashista_gen.spec.footprint import attention_tile, pages_scored, summary_rows
+from vashista_gen.spec.footprint import attention_tile, pages_scored, recent_super_pages, summary_rows
 
 TILE_TOKENS_C = 16  # one zmm register of float32 logits; the smallest page
 SCORE_ROWS_C = 64  # summary rows of one tile: 16 KiB at head_dim 64, and whole vectors of page scores
@@ -77,6 +77,16 @@ class Plan:
     def centred(self) -> bool:
         """Whether a summary's codes are of (mean - c) / s, with a centre c and a spread s for each KV head and channel."""
         return self.spec.routing.summary == "subpage_mean" and self.spec.routing.summary_bits in (8, 4)
+
+    @property
+    def two_levels(self) -> bool:
+        """Whether super-pages are scored first, and then the pages of the best of them alone."""
+        return self.spec.routing.levels == 2
+
+    @property
+    def summary_parts(self) -> int:
+        """Tensors that hold the summaries of one level: numbers, or codes and scales."""
+        return 1 if self.spec.routing.summary_bits == 16 else 2
 
     @property
     def certified(self) -> bool:
@@ -154,6 +164,7 @@ class Plan:
             *(("sketch_pages",) if self.sketch else ()),
             *(("measure_pages",) if self.certified else ()),
             *(("prepare_queries",) if self.sketch else ()),
+            *(("score_super_pages", "select_super_pages") if self.two_levels else ()),
             *("score_pages", "select_pages", "order_pages"),
             *(("score_tokens", "choose_tokens", attend) if self.token_list else ("attend_pages",)),
             *((bound, "certify") if self.certified else ()),
@@ -167,6 +178,7 @@ class Plan:
         pages = () if self.scores_by_sketch else ("values",) if self.spec.routing.summary_bits == 16 else ("codes", "scales")
         return (
             *pages,
+            *(f"super_{name}" for name in pages if self.two_levels),
             *(("sketch_codes", "sketch_scales", "sketch_residuals") if self.sketch else ()),
             *(("radii",) if self.certified else ()),
             *(("center",) if self.sketch or self.centred else ()),
@@ -261,6 +273,10 @@ class Plan:
             values["BOX_WEIGHT"] = routing.box_weight
         if routing.summary_bits in (8, 4):
             values["CODE_MAX"] = 2 ** (routing.summary_bits - 1) - 1
+        if routing.super_pages is not None and routing.beam is not None:
+            values |= {"SUPER_PAGES": routing.super_pages, "BEAM": routing.beam}
+            values["SINK_SUPER_PAGES"] = -(-routing.sink_pages // routing.super_pages)
+            values["RECENT_SUPER_PAGES"] = recent_super_pages(routing.recent_pages, routing.super_pages)
         if self.token_list:
             values["TOP_TOKENS"] = self.kept_tokens
             values["DENSE_BELOW"] = self.dense_below

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from vashista_gen.spec.fields import Values
-from vashista_gen.spec.footprint import attention_tile, page_kernels, solver_bytes
+from vashista_gen.spec.footprint import attention_tile, page_kernels, recent_super_pages, solver_bytes
 from vashista_gen.spec.hardware import hardware_of
 from vashista_gen.spec.model import Spec
 from vashista_gen.spec.report import Report, listed
@@ -135,6 +135,32 @@ def _kept_pages_fit(sink_pages: int, recent_pages: int, pages: int) -> Problems:
     if kept > pages:
         message = f"sink_pages {sink_pages} + recent_pages {recent_pages} is {kept}, over pages {pages}"
         yield "routing.pages", message, f"set routing.pages to at least {kept}, or lower sink_pages or recent_pages"
+
+
+@_check("R24", "routing.levels", "routing.summary", "certificate.kind")
+def _levels_have_summaries(levels: int, summary: str, kind: str) -> Problems:
+    if levels == 2 and summary == "sketch":
+        message = "levels 2 with summary sketch: super-pages are summarised as pages are, and these are not"
+        yield "routing.levels", message, "set routing.summary to another one, or levels to 1"
+    if levels == 2 and kind == "estimate":
+        message = "kind estimate adds up scores of all pages, and with levels 2 only those of the beam have one"
+        yield "certificate.kind", message, "set certificate.kind to calibrated or rigorous, or routing.levels to 1"
+
+
+@_check(
+    "R24", "routing.levels", "routing.beam", "routing.super_pages", "routing.pages", "routing.sink_pages",
+    "routing.recent_pages",
+)  # fmt: skip
+def _beam_holds_pages(
+    levels: int, beam: int | None, super_pages: int | None, pages: int, sinks: int, recent: int
+) -> Problems:
+    if levels != 2 or beam is None or super_pages is None or sinks + recent > pages:
+        return
+    always = -(-sinks // super_pages) + recent_super_pages(recent, super_pages)
+    least = max(2, -(-pages // super_pages) + 1, always)
+    if beam < least:
+        message = f"beam {beam} of super-pages of {super_pages} pages has no room for pages {pages} and those always kept"
+        yield "routing.beam", message, f"set routing.beam to at least {least}"
 
 
 @_check("R25", "candidates.tokens", "routing.pages", "cache.page_size")

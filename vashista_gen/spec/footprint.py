@@ -59,6 +59,11 @@ def attention_tile(page_size: int, head_dim: int, dtype: str, target: str) -> Ti
     return next((tile for tile in tiles if tile.fits), tiles[-1])
 
 
+def recent_super_pages(recent_pages: int, super_pages: int) -> int:
+    """Super-pages that hold the last `recent_pages` pages of a sequence, wherever it ends; the last may be incomplete."""
+    return -(-(recent_pages - 1) // super_pages) + 1
+
+
 def summary_rows(summary: str, subpage: int | None, page_size: int) -> int:
     """Rows that stand for a page: its mean, its box's corners, the means of its groups, or its tokens' sketches."""
     if summary == "subpage_mean":

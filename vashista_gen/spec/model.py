@@ -146,11 +146,30 @@ class RoutingSpec:
     )
     levels: int = setting(
         int,
-        "Levels of the page index.",
+        "Levels of the page index: 1 scores every page; 2 scores super-pages first, then the pages of the best of them.",
         default=1,
-        choices=(1,),
+        choices=(1, 2),
         bound_rule="R24",
-        bound_why="a flat list of pages is what is compiled",
+        bound_why="pages, or super-pages of pages",
+    )
+    super_pages: int | None = setting(
+        int,
+        "Pages of one super-page.",
+        default=16,
+        choices=(4, 8, 16, 32),
+        only_with=("levels", 2),
+        bound_rule="R24",
+        bound_why="a sum over its tokens must stay short",
+        only_rule="R24",
+    )
+    beam: int | None = setting(
+        int,
+        "Super-pages whose pages are scored, for each sequence and KV head.",
+        default=64,
+        low=2,
+        high=4096,
+        only_with=("levels", 2),
+        only_rule="R24",
     )
 
 

@@ -47,7 +47,8 @@ _SENTENCES = {
         "pages is from 1 to 4096.",
         "recent_pages is at least 1: the page being written is always read.",
         "sink_pages + recent_pages is at most pages.",
-        "levels is 1: a flat list of pages is what is compiled.",
+        "levels is 1 or 2; 2 needs summaries of pages, a beam of super-pages that holds pages and those always kept, and no "
+        "certificate of kind estimate; super_pages and beam are given only with it.",
     ),
     "Candidates, attention, fallback": (
         "candidates.tokens is at most pages * page_size, the tokens of the routed pages, and at least "

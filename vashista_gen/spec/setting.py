@@ -48,7 +48,7 @@ class Setting:
     above: int | None = None
     step: int = 1
     pattern: str = ""
-    only_with: tuple[str, str] | None = None
+    only_with: tuple[str, str | int] | None = None
     unless: tuple[str, str | None] | None = None
     bound_rule: str = ""
     bound_why: str = ""
