@@ -84,6 +84,11 @@ class Plan:
         return self.spec.routing.levels == 2
 
     @property
+    def fused_routing(self) -> bool:
+        """Whether both levels are routed by one kernel where blocks form clusters; its scores serve no second choice."""
+        return self.two_levels and self.warps_on_cuda and not self.retries
+
+    @property
     def summary_parts(self) -> int:
         """Tensors that hold the summaries of one level: numbers, or codes and scales."""
         return 1 if self.spec.routing.summary_bits == 16 else 2
@@ -164,6 +169,7 @@ class Plan:
             *(("sketch_pages",) if self.sketch else ()),
             *(("measure_pages",) if self.certified else ()),
             *(("prepare_queries",) if self.sketch else ()),
+            *(("route_pages",) if self.fused_routing else ()),
             *(("score_super_pages", "select_super_pages") if self.two_levels else ()),
             *("score_pages", "select_pages", "order_pages"),
             *(("score_tokens", "choose_tokens", attend) if self.token_list else ("attend_pages",)),
@@ -205,6 +211,7 @@ class Plan:
             *("attend", "merge", "select"),
             *(("sketch",) if self.scores_by_sketch else ("score", "summarize")),
             *(("sketch",) if self.sketch and not self.scores_by_sketch else ()),
+            *(("route",) if self.fused_routing else ()),
             *(("tokens",) if self.token_list else ()),
             *(("certify",) if self.certified else ()),
             *(("solve",) if self.projects else ()),
