@@ -211,10 +211,13 @@ def check_beam(step: Step, summaries, given, b: int, h: int, q: torch.Tensor) ->
     held = -(-n // size)
     pins = given.get("pinned_pages", torch.empty(len(step.lengths), 0, dtype=torch.int32, device=subject.device))
     lib, dims = op._library(step.q), op._dims(step.k_cache, step.v_cache, step.block_table)
-    beam = op._score_pages(lib, step.q, summaries, None, step.block_table, step.seq_lens, pins, dims)[2][b, h].tolist()
-    where = f"row {b}, KV head {h}"
-    if -(-step.block_table.shape[1] // size) <= width:
-        assert beam == [], f"{where}: a beam {beam} where every page is scored"
+    todo = [torch.ones(len(step.lengths), subject.kv_heads, dtype=torch.int32, device=subject.device)]
+    arguments = (lib, step.q, summaries, None, step.block_table, step.seq_lens, pins, dims)
+    scores, selected, _ = op._route(*arguments, *todo[: int(subject.retries)])
+    assert torch.equal(selected, step.select_pages(summaries, **given)), "two calls select differently"
+    beam, where = scores[2][b, h].tolist(), f"row {b}, KV head {h}"
+    if not beam:
+        assert step.block_table.shape[1] <= width * size, f"{where}: no beam"
         return list(range(n))
     chosen = beam[: min(held, width)]
     assert beam[len(chosen) :] == [-1] * (width - len(chosen)) and chosen == sorted(set(chosen)), f"{where}: beam {beam}"

@@ -18,6 +18,9 @@ class Kernel:
 
 KERNELS = {
     "summarize": Kernel("append", "K of the pages appended to", "their summaries, in place"),
+    "route_pages": Kernel("step", "q, summaries of super-pages and of the beam's pages", "the next four's, in one launch"),
+    "score_super_pages": Kernel("step", "q, summaries of super-pages, block_table", "a score for each query head and one"),
+    "select_super_pages": Kernel("step", "super-page scores", "the beam for each KV head"),
     "score_pages": Kernel("step", "q, summaries of every page, block_table", "a score for each query head and page"),
     "select_pages": Kernel("step", "page scores", "selected_pages: P for each KV head"),
     "order_pages": Kernel("instead", "pages given by the caller", "selected_pages, ascending, each once"),
@@ -88,6 +91,9 @@ _REDUCES = {
 def kernels(plan: Plan) -> list[tuple[str, Kernel]]:
     """The plan's kernels, those of a decode step first and in its order."""
     named = [(name, KERNELS[name]) for name in plan.kernels]
+    if plan.two_levels:
+        of_beam = replace(KERNELS["score_pages"], reads="q, summaries of the beam's pages, block_table")
+        named = [(name, of_beam if name == "score_pages" else kernel) for name, kernel in named]
     if plan.sketch:
         by_sketch = {"score_tokens": "prepared queries, sketches of the selected pages"}
         if plan.scores_by_sketch:
@@ -146,9 +152,17 @@ def routing(plan: Plan) -> str:
         group = "Each head keeps"
     first, last = (f"{n} pages" if n > 1 else "page" for n in (routing.sink_pages, routing.recent_pages))
     kept = f"always the first {first} and" if routing.sink_pages else "always"
+    levels = ""
+    if plan.two_levels:
+        share = "in one launch where blocks form clusters (sm_90 and later)" if plan.fused_routing else "in four launches"
+        levels = (
+            f" Super-pages of {routing.super_pages} pages are scored first, by summaries of the same form, and then the pages of "
+            f"the best {routing.beam} alone: from {routing.beam * (routing.super_pages or 0) * page_size:,} tokens on routing reads "
+            f"as much of the pages whatever the context; {share}."
+        )
     return (
         f"{group} {routing.pages} pages, {kept} the last {last}: {routing.pages * page_size:,} tokens. "
-        f"Up to that context every page is kept and none is scored."
+        f"Up to that context every page is kept and none is scored.{levels}"
     )
 
 

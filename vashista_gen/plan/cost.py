@@ -53,7 +53,12 @@ def token_bytes(plan: Plan) -> int:
 
 
 def summary_bytes_per_page(plan: Plan) -> int:
-    """H (rows d bits/8 + scales b): bytes of one page's summary; 0 where sketches are its summary.
+    """levels times `summary_bytes`: a page has room for its own and for that of the super-page it is the last of."""
+    return plan.spec.routing.levels * summary_bytes(plan)
+
+
+def summary_bytes(plan: Plan) -> int:
+    """H (rows d bits/8 + scales b): bytes of the summary of one page or super-page; 0 where sketches are its summary.
 
     rows = plan.summary_rows; 16 bits are an item of the cache (b bytes); one scale a page, none for 16 bits.
     """
@@ -125,6 +130,17 @@ def is_routed(plan: Plan, context: int) -> bool:
     return pages_of(plan, context) > plan.spec.routing.pages
 
 
+def summaries_scored(plan: Plan, context: int) -> tuple[int, int]:
+    """(super-pages, pages) whose summaries a step reads: of two levels every super-page, then the pages of the beam."""
+    pages, routing = pages_of(plan, context), plan.spec.routing
+    if not is_routed(plan, context):
+        return 0, 0
+    supers = -(-pages // (routing.super_pages or 1))
+    if routing.super_pages is None or routing.beam is None or supers <= routing.beam:
+        return 0, pages
+    return supers, pages - (supers - routing.beam) * routing.super_pages
+
+
 def routed_tokens(plan: Plan, context: int) -> int:
     """Tokens of the pages kept for one KV head: `context` up to P pages; above, P page_size less the last page's gap.
 
@@ -172,7 +188,8 @@ def dense_bytes(plan: Plan, context: int) -> StepBytes:
 def sparse_bytes(plan: Plan, context: int) -> StepBytes:
     """What routing and scoring read, K and V of the candidates, and the tables.
 
-    Summaries of every page (or every sketch, when pages are scored by sketches) if pages are scored. With a token
+    Summaries of every page (or every sketch, when pages are scored by sketches) if pages are scored, of two levels
+    those of `summaries_scored`. With a token
     budget, or to certify what is left out, the routed tokens are scored by their sketches, or by their keys,
     H d b routed_tokens, which are then counted under keys. H d b kept_tokens for K, H d b weighted_tokens for V; 4
     bytes a page for block_table and 4 H P for selected_pages. A step that acts on its certificate reads
@@ -189,7 +206,7 @@ def sparse_bytes(plan: Plan, context: int) -> StepBytes:
     elif plan.token_list:
         keys = half * routed_tokens(plan, context)
     return StepBytes(
-        summaries=pages * summary_bytes_per_page(plan) if is_routed(plan, context) else 0,
+        summaries=sum(summaries_scored(plan, context)) * summary_bytes(plan),
         sketches=sketches,
         # keys scored exactly are read again for the tokens kept, mostly out of the L2 cache: they count once
         keys=max(keys, half * kept_tokens(plan, context)),
@@ -206,7 +223,7 @@ def scratch_bytes(plan: Plan, context: int) -> int:
     with a list of tokens; Hq query heads. The float32 partial outputs of the splits come on top.
     """
     heads, routing = plan.spec.model.num_q_heads + plan.spec.model.num_kv_heads, plan.spec.routing
-    scored = pages_of(plan, context) if is_routed(plan, context) else 0
+    scored = sum(summaries_scored(plan, context))
     slots = routing.pages * plan.spec.cache.page_size if plan.token_list else 0
     return SCRATCH_BYTES * heads * (scored + slots)
 
