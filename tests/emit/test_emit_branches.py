@@ -17,7 +17,7 @@ BASE = """name: drawn
 model: {num_q_heads: 6, num_kv_heads: 2, head_dim: 48}
 cache: {page_size: 16}
 """
-ALWAYS = {"__init__", "attend", "lower", "merge", "select", "tile", "warps", "warp_attend", "warp_select"}
+ALWAYS = {"levels", "__init__", "attend", "lower", "merge", "select", "tile", "warps", "warp_attend", "warp_select"}
 SKETCH = "sketch: {bits: 4, transform: hadamard}"
 CASES = {
     "pages alone": ("routing: {pages: 8}", {"score", "summarize"}),

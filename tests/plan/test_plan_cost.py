@@ -101,11 +101,14 @@ def test_all_tokens_in_float32_by_hand() -> None:
 
 def test_box_with_tokens_for_each_head_by_hand() -> None:
     # H 2, d 48, b 2; a page: 2 rows of 48 bytes and one scale of 2 bytes, twice; 3 heads of 40 tokens each
+    # two levels: room for as much again; of 32 super-pages of 4 pages 3 are in the beam
     plan = plan_of("tests/golden/hnd_box8.yaml")
-    assert cost.summary_bytes_per_page(plan) == 2 * (2 * 48 + 2) == 196
+    assert cost.summary_bytes(plan) == 2 * (2 * 48 + 2) == 196
+    assert cost.summary_bytes_per_page(plan) == 2 * 196
+    assert [cost.summaries_scored(plan, n) for n in (128, 129, 384, 385, 4096)] == [(0, 0), (0, 5), (0, 12), (4, 9), (32, 12)]
     assert [cost.kept_tokens(plan, n) for n in (24, 48, 49, 120, 121, 128, 129)] == [24, 48, 49, 120, 120, 120, 97]
     assert cost.routed_tokens(plan, 129) == 97
-    assert cost.sparse_bytes(plan, 4096) == cost.StepBytes(128 * 196, 0, 128 * 192, 120 * 192, 4 * (128 + 8))
+    assert cost.sparse_bytes(plan, 4096) == cost.StepBytes((32 + 12) * 196, 0, 128 * 192, 120 * 192, 4 * (128 + 8))
 
 
 @pytest.mark.parametrize(

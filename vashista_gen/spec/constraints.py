@@ -38,7 +38,7 @@ def _check(rule: str, *needs: str) -> Callable[[Callable[..., Problems]], Callab
 
 
 def check_constraints(values: Values, report: Report) -> None:
-    """Record a problem for each broken rule among R9 to R44 that concerns more than the value of one key."""
+    """Record a problem for each broken rule among R9 to R45 that concerns more than the value of one key."""
     _check_only_with(values, report)
     for check in _CHECKS:
         if all(key in values for key in check.needs):
@@ -137,7 +137,7 @@ def _kept_pages_fit(sink_pages: int, recent_pages: int, pages: int) -> Problems:
         yield "routing.pages", message, f"set routing.pages to at least {kept}, or lower sink_pages or recent_pages"
 
 
-@_check("R24", "routing.levels", "routing.summary", "certificate.kind")
+@_check("R45", "routing.levels", "routing.summary", "certificate.kind")
 def _levels_have_summaries(levels: int, summary: str, kind: str) -> Problems:
     if levels == 2 and summary == "sketch":
         message = "levels 2 with summary sketch: super-pages are summarised as pages are, and these are not"
@@ -148,7 +148,7 @@ def _levels_have_summaries(levels: int, summary: str, kind: str) -> Problems:
 
 
 @_check(
-    "R24", "routing.levels", "routing.beam", "routing.super_pages", "routing.pages", "routing.sink_pages",
+    "R45", "routing.levels", "routing.beam", "routing.super_pages", "routing.pages", "routing.sink_pages",
     "routing.recent_pages",
 )  # fmt: skip
 def _beam_holds_pages(

@@ -47,8 +47,7 @@ _SENTENCES = {
         "pages is from 1 to 4096.",
         "recent_pages is at least 1: the page being written is always read.",
         "sink_pages + recent_pages is at most pages.",
-        "levels is 1 or 2; 2 needs summaries of pages, a beam of super-pages that holds pages and those always kept, and no "
-        "certificate of kind estimate; super_pages and beam are given only with it.",
+        "levels is 1 or 2; super_pages, which is 4, 8, 16 or 32, and beam are given only with 2.",
     ),
     "Candidates, attention, fallback": (
         "candidates.tokens is at most pages * page_size, the tokens of the routed pages, and at least "
@@ -92,6 +91,10 @@ _SENTENCES = {
     ),
     "Break-even": (
         "routing.dense_up_to is given only with solver softmax: attention to all takes a routed step's place.",
+    ),
+    "Two levels": (
+        "levels 2 needs summaries of pages, a beam of super-pages that holds pages and those always kept, and a certificate "
+        "that is none, calibrated or rigorous.",
     ),
 }
 
