@@ -192,6 +192,12 @@ def test_knobs_are_changed_for_a_block_and_nest():
     with tuning.changed(split_tokens=1), tuning.changed(max_splits=2):
         assert tuning.of(cpu) == default._replace(split_tokens=1, max_splits=2)
     assert tuning.of(cpu) == default
+    again = tuning.changed(max_splits=3)
+    for _ in range(2):
+        with again, pytest.raises(KeyError), again:
+            assert tuning.of(cpu) == default._replace(max_splits=3)
+            raise KeyError
+        assert tuning.of(cpu) == default
 
 
 def test_splits_follow_the_knobs(monkeypatch):

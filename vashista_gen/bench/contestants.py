@@ -42,8 +42,10 @@ def chosen(package: ModuleType, case: Case, whole: int) -> Contestant:
     """The step that reads whole what has up to `whole` tokens, told its context, which is no longer."""
     decode = _into(package.decode, case, lambda i, x: (*x.paged, x.summaries), lambda i: {"max_seq_len": case.context})
 
+    own = package.op.tuning.changed(dense_up_to=((1, whole),))
+
     def run(i, x):
-        with package.op.tuning.changed(dense_up_to=((1, whole),)):
+        with own:
             return decode(i, x)
 
     return Contestant("chosen", "sparse op, its own choice: dense", "dense", run)

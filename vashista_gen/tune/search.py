@@ -44,10 +44,10 @@ def variants(package: ModuleType, case: cases.Case, name: str, knob: str, values
 
     def of(value: int) -> Contestant:
         (inner,) = (one for one in of_package(package, case) if one.name == name)
-        knobs = {**taken, knob: value, "dense_up_to": ()}
+        settings = tuning.changed(**{**taken, knob: value, "dense_up_to": ()})
 
         def run(i, x):
-            with tuning.changed(**knobs):
+            with settings:
                 return inner.run(i, x)
 
         return Contestant(name, f"{knob} {value}", inner.kind, run)
