@@ -146,3 +146,31 @@ def test_a_wrong_list_is_seen(promising, change, words):
     with torch.inference_mode(), pytest.raises(gate.WrongResult, match=words):
         (one,) = (one for one in contestants.promised(wrong, case) if one.name == "tokens")
         gate.check(one, wrong, case)
+
+
+def test_two_levels(tmp_path):
+    """Summaries of super-pages are renewed where one is full, and only there; contexts go beyond the beam."""
+    text = (GENERATED.parent / "specs" / "tiny.yaml").read_text(encoding="utf-8").replace("name: tiny", "name: levels")
+    package = import_package(tmp_path, text.replace("pages: 4", "pages: 4, levels: 2, super_pages: 4, beam: 3"))
+    package.op._library = lambda x: None
+    contexts = verify.contexts(package.SPEC)
+    assert {256, 273} <= set(contexts)  # (3 + 1) * 4 * 16, full, and with a page and a token more
+    update = package.update_summaries
+    lost = SimpleNamespace(**vars(package))
+
+    def no_supers(summaries, *args, **named):
+        kept = summaries.super_codes.clone()
+        update(summaries, *args, **named)
+        summaries.super_codes.copy_(kept)
+
+    lost.update_summaries = no_supers
+    with torch.inference_mode():
+        for context in (256, 273):
+            for one in (package, lost):
+                case = cases.make(package, context, 2, torch.device("cpu"), torch.float32, 1, False)
+                (contestant,) = (c for c in contestants.of_package(one, case) if c.name == "update")
+                if one is lost and context == 256:
+                    with pytest.raises(gate.WrongResult, match="differ from those made in bulk"):
+                        gate.check(contestant, one, case)
+                else:
+                    assert gate.check(contestant, one, case) == 0

@@ -26,10 +26,18 @@ BATCHES = (1, 3)
 
 
 def contexts(spec: dict[str, Any]) -> tuple[int, ...]:
-    """Lengths around what decides: one token, a page, what is routed, one more, and several times that."""
+    """Lengths around what decides: one token, a page, what is routed, one more, and several times that.
+
+    With two levels also one super-page more than the beam holds, full and not.
+    """
     page_size = spec["cache"]["page_size"]
     routed = spec["routing"]["pages"] * page_size
-    return tuple(sorted({1, page_size + 1, routed, routed + 1, 2 * routed + page_size - 1, 5 * routed + 3}))
+    found = {1, page_size + 1, routed, routed + 1, 2 * routed + page_size - 1, 5 * routed + 3}
+    if spec["routing"].get("levels", 1) == 2:
+        super_page = spec["routing"]["super_pages"] * page_size
+        beyond = (spec["routing"]["beam"] + 1) * super_page
+        found |= {beyond, beyond + page_size + 1}
+    return tuple(sorted(found))
 
 
 def verify(
