@@ -21,7 +21,7 @@ WORST = 4.0  # nats; a digit at random has 2.3
 
 def frontier(found: dict[str, Any], path: Path) -> None:
     """KL and change of perplexity against the share of dense bytes, a line for each router."""
-    figure = Figure(figsize=(12.5, 5.4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(12.5, 5.4), dpi=78, layout="constrained")
     left, right = figure.subplots(1, 2)
     _lines(left, found, "kl", "KL(dense ‖ sparse), nats")
     left.set_yscale("log")
