@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from vashista_gen.generated import tiny
 
 from vashista_gen.demo.decode import ATTENTION, Clock, Contiguous, Decoder, Paged, Plain, prefill
 from vashista_gen.errors import UsageError
+from vashista_gen.generated import tiny
 
 from .conftest import PREFIX, STEPS
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from vashista_gen.generated import smollm2_135m, tiny
 
 from vashista_gen.demo import measure
+from vashista_gen.generated import smollm2_135m, tiny
 from vashista_gen.plan import cost, make_plan
 from vashista_gen.runtime import PagedCache
 from vashista_gen.spec import load, specs_root

@@ -3,10 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
-from vashista_gen.generated import smollm2_135m, tiny
 
 from vashista_gen.demo import model as source
 from vashista_gen.errors import MissingEnvironmentError, UsageError
+from vashista_gen.generated import smollm2_135m, tiny
 
 
 def test_missing_weights():

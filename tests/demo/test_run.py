@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from vashista_gen.generated import smollm2_135m, tiny
 
 from vashista_gen.demo import gpu, run, show
 from vashista_gen.demo import model as source
+from vashista_gen.generated import smollm2_135m, tiny
 
 from .conftest import PREFIX, STEPS
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-import vashista_gen.generated.tiny as op
 
+import vashista_gen.generated.tiny as op
 from vashista_gen.diagnose.findings import Findings
 from vashista_gen.diagnose.kept import Step, log_omitted, lse_of_all
 from vashista_gen.diagnose.layer import Layer

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from vashista_gen.generated import tiny
 
 PAGES, WIDTH, BATCH, PAGE, HEADS, ROUTED = 12, 6, 2, 16, 2, 4

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from transformers import DynamicCache
-from vashista_gen.generated import tiny
 
+from vashista_gen.generated import tiny
 from vashista_gen.integrations import hf
 
 from .conftest import VOCABULARY, random_model

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from vashista_gen.generated import tiny
 
+from vashista_gen.generated import tiny
 from vashista_gen.integrations import hf
 
 from .conftest import GREEDY, random_model

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from vashista_gen.generated import smollm2_135m, tiny
 
 from vashista_gen.errors import UsageError
+from vashista_gen.generated import smollm2_135m, tiny
 from vashista_gen.integrations import hf
 
 from .conftest import GREEDY, random_model

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from vashista_gen.generated import smollm2_135m
 
 from vashista_gen.demo.model import document, load_model, load_tokenizer, weights
 from vashista_gen.errors import MissingEnvironmentError
 from vashista_gen.examples import generate_text
+from vashista_gen.generated import smollm2_135m
 from vashista_gen.integrations import hf
 
 pytestmark = pytest.mark.xdist_group("smollm2")  # loaded once

@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 import torch
-from vashista_gen.generated import tiny
 
+from vashista_gen.generated import tiny
 from vashista_gen.integrations import hf
 
 from .conftest import GREEDY, random_model

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from rendered import import_package, write_package
-from vashista_gen.generated import tiny
 
 from vashista_gen.errors import UsageError
+from vashista_gen.generated import tiny
 from vashista_gen.integrations.context_parallel import ContextParallelDecoder
 
 from .worker import work

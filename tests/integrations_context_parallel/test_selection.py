@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from vashista_gen.generated import tiny
 
+from vashista_gen.generated import tiny
 from vashista_gen.integrations.context_parallel import local_lengths, owner
 from vashista_gen.integrations.context_parallel.selection import (
     in_whole_sequence,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from vashista_gen.generated import llama3_8b
 from vashista_gen.generated.llama3_8b import tuning
-
 from vashista_gen.integrations.flashinfer import SparseDecodeWithPagedKVCacheWrapper
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -10,9 +10,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rendered import import_package
-from vashista_gen.generated import tiny
 
 from vashista_gen.errors import UsageError
+from vashista_gen.generated import tiny
 from vashista_gen.integrations.flashinfer import SparseDecodeWithPagedKVCacheWrapper, SummaryStore, page_table
 
 TINY = (Path(__file__).resolve().parents[2] / "specs" / "tiny.yaml").read_text(encoding="utf-8")

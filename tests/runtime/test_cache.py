@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from vashista_gen.generated import tiny
 
 from vashista_gen.errors import UsageError
+from vashista_gen.generated import tiny
 from vashista_gen.runtime import PagedCache
 
 BATCH, NUM_PAGES, MAX_PAGES = 3, 7, 4

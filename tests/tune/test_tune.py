@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from vashista_gen.generated import tiny
 
 from vashista_gen.bench import cases, timing
 from vashista_gen.errors import DriftError, UsageError
+from vashista_gen.generated import tiny
 from vashista_gen.spec import load
 from vashista_gen.tune import run, search
 from vashista_gen.tune.search import Knob
