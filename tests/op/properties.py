@@ -177,6 +177,10 @@ def check_selection(subject: Subject, case: Case, pins: int = 0) -> None:
     assert selected.shape == (len(step.lengths), subject.kv_heads, subject.routed_pages)
     assert selected.dtype == torch.int32
     assert torch.equal(selected, step.select_pages(summaries, **given)), "two calls select differently"
+    by_reference = subject.package.reference.select_pages(
+        step.q.cpu().double(), wide(summaries), step.block_table.cpu(), step.seq_lens.cpu(),
+        **{name: x.cpu() for name, x in given.items()},
+    )  # fmt: skip
     routing = subject.spec["routing"]
     for b, h, q, _, _ in step.rows:
         n, pages = -(-step.lengths[b] // subject.page_size), selected[b, h].tolist()
@@ -196,6 +200,9 @@ def check_selection(subject: Subject, case: Case, pins: int = 0) -> None:
             pinned = sorted({p for p in given["pinned_pages"][b].tolist() if p in scored} - forced)
             pinned = pinned[: subject.routed_pages - len(forced)]
             assert set(pinned) <= set(chosen), f"{where}: pinned pages {pinned} are not in {chosen}"
+            if routing["levels"] == 1:  # of two levels the beams may differ, where super-pages weigh about the same
+                others = by_reference[b, h].tolist()
+                assert set(pinned) <= set(others), f"{where}: pinned pages {pinned} are not in the reference's {others}"
             forced |= set(pinned)
         score, error = page_weights(step, *page_score_bound(step, summaries, b, h, q, scored))
         free = torch.tensor([p not in forced for p in scored])
