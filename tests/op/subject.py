@@ -159,7 +159,7 @@ class Step:
         return slice(h * self.subject.group, (h + 1) * self.subject.group)
 
     def summarize(self) -> Any:
-        """Summaries of the pages in use; of the other pages, and of tokens behind a sequence, they hold junk."""
+        """Summaries of the pages in use; of other pages, of tokens behind a sequence, of broken super-pages they hold junk."""
         calibration, given = self.calibration, {"v_cache": self.v_cache}
         if calibration is None and self.subject.certificate == "calibrated":
             calibration = self.subject.package.calibration(0, self.subject.device)
@@ -170,6 +170,8 @@ class Step:
             if name in CONSTANTS:
                 continue
             unused = ~live.any(1)
+            if name.startswith("super_"):
+                unused = ~self.last_of_supers()
             if name in by_token(self.subject):
                 unused = (~live)[:, None].expand(x.shape[:3])
             x[unused.to(x.device)] = NAN if x.is_floating_point() else 77
@@ -183,6 +185,13 @@ class Step:
             for p, page in enumerate(row):
                 live[page, : n - p * size] = True
         return live
+
+    def last_of_supers(self) -> torch.Tensor:
+        """bool [num_pages]: the last pages of whole super-pages, where their summaries lie."""
+        size, last = self.subject.spec["routing"]["super_pages"], torch.zeros(self.k_cache.shape[0], dtype=torch.bool)
+        for row, n in zip(self.pages(), self.lengths, strict=True):
+            last[row[size - 1 : n // self.subject.page_size // size * size : size]] = True
+        return last
 
     def pages(self) -> list[list[int]]:
         """Physical pages of each sequence, in order."""

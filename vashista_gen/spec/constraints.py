@@ -179,8 +179,8 @@ def _candidates_hold_what_is_always_kept(
     kept = (sinks + recent) * page_size
     if tokens is not None and tokens < kept and sinks + recent <= pages:  # nothing fits else, which is R23's matter
         message = f"tokens {tokens} is under (sink_pages {sinks} + recent_pages {recent}) * page_size {page_size} = {kept}"
-        help = f"set candidates.tokens to at least {kept}, or lower sink_pages or recent_pages"
-        yield "candidates.tokens", f"{message}, which are always kept", help
+        hint = f"set candidates.tokens to at least {kept}, or lower sink_pages or recent_pages"
+        yield "candidates.tokens", f"{message}, which are always kept", hint
 
 
 @_check("R30", "candidates.dense_below", "candidates.tokens", "candidates.pages", "routing.pages", "cache.page_size")
