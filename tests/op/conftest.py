@@ -94,6 +94,7 @@ subject = _subjects()
 sketched = _subjects(lambda loaded: loaded.sketch.bits is not None)
 listing = _subjects(lambda loaded: make_plan(loaded).token_list)
 certified = _subjects(lambda loaded: loaded.certificate.kind != "none")
+two_levels = _subjects(lambda loaded: loaded.routing.levels == 2)
 retrying = _subjects(lambda loaded: loaded.fallback != "capped")
 
 

@@ -40,6 +40,23 @@ def test_ties_go_to_the_earlier_page(subject, family):
             assert row == [wanted] * subject.kv_heads
 
 
+@pytest.mark.parametrize("tokens", [-1, 1])  # the last page is not whole, or the super-page lacks pages
+@pytest.mark.parametrize("junk", [3e3, -3e3])
+def test_super_pages_that_are_not_whole_have_no_scores(two_levels, tokens, junk):
+    """Whatever lies where their summaries will, in the way of the queries or against it: the choice is the same."""
+    routing = two_levels.spec["routing"]
+    length = Length(pages=(routing["beam"] + 4) * routing["super_pages"], tokens=tokens)
+    step = make_step(two_levels, Case((length, length)))
+    summaries = step.summarize()
+    chosen = step.select_pages(summaries)
+    broken = ~step.last_of_supers().to(two_levels.device)
+    for name, x in zip(type(summaries)._fields, summaries, strict=True):
+        if name in ("super_values", "super_scales"):
+            assert x[broken].isnan().all()
+            x[broken] = junk
+    assert torch.equal(step.select_pages(summaries), chosen)
+
+
 @examples(8)
 @given(case=cases(families=("normal", "peaked", "outliers", "duplicates")))
 def test_page_lists(subject, case):
