@@ -7,10 +7,13 @@ from typing import Any
 
 from vashista_gen.spec import Spec
 from vashista_gen.spec.footprint import attention_tile, pages_scored, recent_super_pages, summary_rows
+from vashista_gen.spec.kernels import LEAST_ROWS
 
 TILE_TOKENS_C = 16  # one zmm register of float32 logits; the smallest page
 SCORE_ROWS_C = 64  # summary rows of one tile: 16 KiB at head_dim 64, and whole vectors of page scores
 MIN_TILE_TOKENS = 32
+PART_STEPS = 4  # of a warp that scores, each of at least LEAST_ROWS summary rows
+WARPS = 4
 CONSTANT_FIELDS = ("center", "balance", "spread", "value_center", "margin")  # of summaries: no page's
 MOST_SUMS = 256  # channels times tiles of 8 query heads whose sums one warp holds: half a lane's registers
 
@@ -24,6 +27,9 @@ class Plan:
     summary_scale  what one scale of the integer codes covers: "page", None for 16 bits
     tile_tokens_*  tokens (or summary rows) of one tile on a GPU and on the C target
     score_pages_*  pages of one tile of the score kernel
+    part_pages     pages one warp scores on a GPU
+    *_warps        warps of a block on a GPU that attends to pages or to all tokens, that scores or attends to listed ones
+    may_fuse       whether a kernel may route both levels
     dense_below    contexts up to this many tokens keep every token of the routed pages
     """
 
@@ -35,6 +41,10 @@ class Plan:
     tile_tokens_c: int
     score_pages_cuda: int
     score_pages_c: int
+    part_pages: int
+    attend_warps: int
+    token_warps: int
+    may_fuse: bool
     dense_below: int
 
     @property
@@ -45,12 +55,6 @@ class Plan:
         if routing.summary_bits == 16 and (routing.summary == "box" or model.head_dim % 32):
             return False  # such rows are scored wrongly by warps
         return model.dtype != "float32" and model.head_dim * -(-self.spec.group_size // 8) <= MOST_SUMS
-
-    @property
-    def part_pages(self) -> int:
-        """Pages one warp scores on a GPU: four steps of at least 32 summary rows."""
-        rows = self.summary_rows if self.spec.routing.summary == "subpage_mean" else 1
-        return 4 * max(32, rows) // rows
 
     @property
     def token_budget(self) -> bool:
@@ -86,7 +90,7 @@ class Plan:
     @property
     def fused_routing(self) -> bool:
         """Whether both levels are routed by one kernel where blocks form clusters; its scores serve no second choice."""
-        return self.two_levels and self.warps_on_cuda and not self.retries
+        return self.may_fuse and self.two_levels and self.warps_on_cuda and not self.retries
 
     @property
     def summary_parts(self) -> int:
@@ -270,6 +274,7 @@ class Plan:
             "SCORE_PAGES_CUDA": self.score_pages_cuda,
             "SCORE_PAGES_C": self.score_pages_c,
             "PART_PAGES": self.part_pages,
+            "ATTEND_WARPS": self.attend_warps,
             "WARPS_ON_CUDA": self.warps_on_cuda,
         }
         if model.logits_soft_cap is not None:
@@ -285,6 +290,7 @@ class Plan:
             values["SINK_SUPER_PAGES"] = -(-routing.sink_pages // routing.super_pages)
             values["RECENT_SUPER_PAGES"] = recent_super_pages(routing.recent_pages, routing.super_pages)
         if self.token_list:
+            values["TOKEN_WARPS"] = self.token_warps
             values["TOP_TOKENS"] = self.kept_tokens
             values["DENSE_BELOW"] = self.dense_below
         if spec.candidates.mass is not None:
@@ -310,7 +316,7 @@ def make_plan(spec: Spec) -> Plan:
     routing, page_size = spec.routing, spec.cache.page_size
     rows = summary_rows(routing.summary, routing.subpage, page_size)
     scored = lambda most: pages_scored(routing.summary, routing.subpage, page_size, most)
-    tile_cuda = min(
+    fitting = min(
         (
             attention_tile(page_size, spec.model.head_dim, spec.model.dtype, target).tokens
             for target in spec.targets
@@ -318,14 +324,20 @@ def make_plan(spec: Spec) -> Plan:
         ),
         default=MIN_TILE_TOKENS,
     )
+    cuda, c = (spec.tuned_kernels(kind) for kind in ("cuda", "c"))
+    rows_of_step = rows if routing.summary == "subpage_mean" else 1
     return Plan(
         spec=spec,
         summary_rows=rows,
         summary_width=spec.model.head_dim // (2 if routing.summary_bits == 4 else 1),
         summary_scale="page" if routing.summary_bits in (8, 4) else None,
-        tile_tokens_cuda=tile_cuda,
-        tile_tokens_c=TILE_TOKENS_C,
-        score_pages_cuda=scored(tile_cuda),
-        score_pages_c=scored(SCORE_ROWS_C),
+        tile_tokens_cuda=cuda.get("tile_tokens", fitting),
+        tile_tokens_c=c.get("tile_tokens", TILE_TOKENS_C),
+        score_pages_cuda=cuda.get("score_pages", scored(fitting)),
+        score_pages_c=c.get("score_pages", scored(SCORE_ROWS_C)),
+        part_pages=cuda.get("part_pages", PART_STEPS * max(LEAST_ROWS, rows_of_step) // rows_of_step),
+        attend_warps=cuda.get("attend_warps", WARPS),
+        token_warps=cuda.get("token_warps", WARPS),
+        may_fuse=bool(cuda.get("fused_routing", True)),
         dense_below=spec.candidates.dense_below,
     )

@@ -399,11 +399,20 @@ class Spec:
     source: Source = field(compare=False, repr=False)
     calibration: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     tuning: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    kernels: Mapping[str, Mapping[str, int]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def group_size(self) -> int:
         """Query heads of one KV head."""
         return self.model.num_q_heads // self.model.num_kv_heads
+
+    def kernels_target(self, kind: str) -> str | None:
+        """The target whose tuned constants the kernels of a kind, "c" or "cuda", have: the first of `targets` with some."""
+        return next((one for one in self.targets if one.split("-")[0] == kind and one in self.kernels), None)
+
+    def tuned_kernels(self, kind: str) -> Mapping[str, int]:
+        """The tuned constants of the C kernels or of the GPU ones, {constant: value}; the others have their defaults."""
+        return self.kernels.get(self.kernels_target(kind) or "", {})
 
     def always_routed(self) -> Spec:
         """The spec of a package that routes every step that can drop a token, whatever is faster: to judge routing."""
