@@ -7,7 +7,6 @@ import pytest
 import torch
 from strategies import Case, Length
 
-from vashista_gen.errors import UsageError
 from vashista_gen.spec import load
 from vashista_gen.spec.tuning import path_of
 
@@ -215,26 +214,3 @@ def test_a_spec_that_always_routes(tuned):
     assert spec.tuning and spec.routing.dense_up_to == 300
     routed = spec.always_routed()
     assert not routed.tuning and routed.routing.dense_up_to is None and routed.model == spec.model
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{", "cannot be read as JSON"),
-        ("[]", "holds no mapping"),
-        ('{"c, x": {"knobs": {}}}', "no source and knobs for c, x"),
-        ('{"c, x": {"source": "0", "knobs": {"waves": 0}}}', "waves: 0, which is not a whole number from 1 to 64"),
-        ('{"c, x": {"source": "0", "knobs": {"warps": 4}}}', "warps: 4, which is not a knob"),
-        ('{"c, x": {"source": "0", "knobs": {"dense_up_to": [[0, 5]]}}}', "no list of [batch, tokens]"),
-        ('{"c, x": {"source": "0", "knobs": {"dense_up_to": 5}}}', "no list of [batch, tokens]"),
-    ],
-)
-def test_a_wrong_tuning_file(tmp_path, text, words):
-    path = path_of(tmp_path, "tiny")
-    path.parent.mkdir()
-    path.write_text(text, encoding="utf-8")
-    (tmp_path / "tiny.yaml").write_bytes((ROOT / "specs" / "tiny.yaml").read_bytes())
-    with pytest.raises(UsageError) as caught:
-        load(tmp_path / "tiny.yaml")
-    assert words in caught.value.message and "tiny.json" in caught.value.message
-    assert "vashista-gen tune" in caught.value.hint

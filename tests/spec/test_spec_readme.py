@@ -12,6 +12,7 @@ from vashista_gen import spec
 from vashista_gen.errors import SpecError
 from vashista_gen.spec.model import Spec
 from vashista_gen.spec.setting import settings_of
+from vashista_gen.spec.tuning import path_of
 
 README = (Path(__file__).resolve().parents[2] / "specs" / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(
@@ -29,6 +30,14 @@ def complete(example: str) -> str:
     """The example with the sections that it leaves out."""
     given = set(re.findall(r"^(\w+):", example, re.MULTILINE))
     return "".join(text for section, text in BASE.items() if section not in given) + example
+
+
+def load_example(number: str, example: str, folder: Path) -> None:
+    """Loads a spec with the example's sections; R46's example is the tuning file of one."""
+    if number == "R46":
+        path_of(folder, "llama3_8b").parent.mkdir(exist_ok=True)
+        path_of(folder, "llama3_8b").write_text(example, encoding="utf-8")
+    spec.loads(complete("" if number == "R46" else example), "llama3_8b.yaml", folder)
 
 
 def test_sentences_agree_with_the_table() -> None:
@@ -51,9 +60,9 @@ def test_rules_stand_under_their_groups() -> None:
 def test_examples(number: str, right: str, wrong: str, tmp_path: Path) -> None:
     layer = {"balance": [[1.0] * 64] * 8, "margin": 0.25}
     (tmp_path / "calibration.json").write_text(json.dumps({"layers": [layer]}), encoding="utf-8")
-    spec.loads(complete(right), "llama3_8b.yaml", tmp_path)
+    load_example(number, right, tmp_path)
     with pytest.raises(SpecError) as caught:
-        spec.loads(complete(wrong), "llama3_8b.yaml", tmp_path)
+        load_example(number, wrong, tmp_path)
     rules = {problem.rule for problem in caught.value.problems}
     assert rules == {number}
 

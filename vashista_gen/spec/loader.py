@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vashista_gen.spec.tuning import read_tuning
 def load(path: str | Path) -> Spec:
     """Read and check the spec at `path`.
 
-    Raises SpecError with all problems of the file, UsageError when it, or a tuning beside it, cannot be read at all.
+    Raises SpecError with all problems of the file or else of a tuning beside it, UsageError when it cannot be read.
     """
     try:
         data = Path(path).read_bytes()
@@ -37,7 +38,7 @@ def loads(text: str | bytes, file: str = "<text>", folder: Path | None = None) -
     """Check the text of a spec; messages show `file`, whose stem must be the spec's name if it ends in .yaml or .yml.
 
     Calibration files that it names, and its tuning, are read from `folder`. Raises SpecError with all problems of the
-    text.
+    text, or else of the tuning.
     """
     report = Report(file)
     decoded = decode(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"), report)
@@ -52,10 +53,11 @@ def loads(text: str | bytes, file: str = "<text>", folder: Path | None = None) -
     report.raise_if_any()
     calibration = read_calibration(values, folder, report)
     report.raise_if_any()
-    tuning = read_tuning(values["name"], folder)
     sha256 = hashlib.sha256(decoded.encode("utf-8")).hexdigest()
     source = Source(file, sha256, dict(values.lines))
-    return _build(Spec, "", values, source=source, calibration=calibration, tuning=tuning)
+    spec: Spec = _build(Spec, "", values, source=source, calibration=calibration)
+    tuning, kernels = read_tuning(spec, folder)
+    return replace(spec, tuning=tuning, kernels=kernels)
 
 
 def _shown(path: Path) -> str:

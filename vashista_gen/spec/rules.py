@@ -96,6 +96,10 @@ _SENTENCES = {
         "levels 2 needs summaries of pages, a beam of super-pages that holds pages and those always kept, and a certificate "
         "that is none, calibrated or rigorous.",
     ),
+    "Tuning": (
+        "A tuning file is a JSON file as `tune` writes it: knobs of devices in their bounds, and for targets of the spec "
+        "constants of kernels, each one of the values that its shape allows.",
+    ),
 }
 
 RULES: dict[str, Rule] = {}
