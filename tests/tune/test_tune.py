@@ -99,7 +99,8 @@ def test_a_value_with_a_wrong_result_has_no_time(monkeypatch):
 
     with torch.inference_mode():
         case = cases.make(tiny, 1024, 1, torch.device("cpu"), torch.float32, 1, False)
-        (row,) = search.try_values(tiny, [case], Knob("split_tokens", (64, 128, 256), ("dense",)), {}, measure)
+        knob = Knob("split_tokens", (64, 128, 256), ("dense",))
+        (row,) = search.try_values([case], knob, search.of_launches(tiny, knob, {}), measure)
     assert row["seconds"] == {64: 64.0, 256: 256.0} and seen == ["split_tokens 64", "split_tokens 256"]
     assert "dense: output off" in row["wrong"][128]
 
@@ -124,7 +125,8 @@ def here(tmp_path):
 
 
 def tune(spec):
-    return run.main(spec, device="cpu", shapes=((1, 600), (2, 300)), batches=(1, 2), contexts=(175, 350, 1400))
+    shapes, contexts = ((1, 600), (2, 300)), (175, 350, 1400)
+    return run.main(spec, device="cpu", shapes=shapes, batches=(1, 2), contexts=contexts, kernels=False)
 
 
 def test_a_run_writes_what_a_package_looks_up(times, here, capsys):

@@ -164,12 +164,16 @@ def tune(
     context: Annotated[
         str | None, typer.Option(metavar="N,...", help="Contexts among which the break-even is, such as 1k,4k,16k.")
     ] = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels/--no-kernels", help="Compile and try other tiles and warps, or launches alone.")
+    ] = True,
 ) -> None:
-    """Measure on this device how attention is best split and when dense is faster; written beside the spec."""
+    """Measure on this device the kernels' tiles, how attention is best split, when dense is faster; kept by the spec."""
     from vashista_gen.cli.explain import parse_contexts
     from vashista_gen.tune.run import main as run
 
-    run(spec, device=device, batches=batch, contexts=parse_contexts(context) if context else None)
+    contexts = parse_contexts(context) if context else None
+    run(spec, device=device, batches=batch, contexts=contexts, kernels=kernels)
 
 
 @app.command(name="eval")

@@ -28,7 +28,7 @@ class Plan:
     tile_tokens_*  tokens (or summary rows) of one tile on a GPU and on the C target
     score_pages_*  pages of one tile of the score kernel
     part_pages     pages one warp scores on a GPU
-    *_warps        warps of a block on a GPU that attends to pages or to all tokens, that scores or attends to listed ones
+    *_warps        warps of a block on a GPU: attend_ to pages or to all tokens, token_ of kernels of listed tokens
     may_fuse       whether a kernel may route both levels
     dense_below    contexts up to this many tokens keep every token of the routed pages
     """

@@ -38,7 +38,8 @@ def kernel_choices(spec: Spec, target: str) -> dict[str, tuple[int, ...]]:
     shared = min(hardware_of(one).shared_bytes_per_block for one in cuda)
     most = min(attention_tile(page_size, model.head_dim, model.dtype, one).tokens for one in cuda)
     tiles = [n for n in TILE_TOKENS[::-1] if n <= most and (n % page_size == 0 or page_size % n == 0)]
-    scored = [n for n in SCORE_ROWS_CUDA if page_kernels(*shape, model.head_dim, model.dtype, n)["score_pages"] <= shared]
+    scores = lambda rows: page_kernels(*shape, model.head_dim, model.dtype, rows)["score_pages"]
+    scored = [n for n in SCORE_ROWS_CUDA if scores(n) <= shared]
     rows = summary_rows(*shape) if routing.summary == "subpage_mean" else 1
     sums = 4 * spec.group_size * (model.head_dim + 2)
     warps = tuple(n for n in WARPS if n * sums <= shared)

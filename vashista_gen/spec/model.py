@@ -407,11 +407,11 @@ class Spec:
         return self.model.num_q_heads // self.model.num_kv_heads
 
     def kernels_target(self, kind: str) -> str | None:
-        """The target whose tuned constants the kernels of a kind, "c" or "cuda", have: the first of `targets` with some."""
+        """The target whose tuned constants kernels of a kind, "c" or "cuda", have: the first of `targets` with some."""
         return next((one for one in self.targets if one.split("-")[0] == kind and one in self.kernels), None)
 
     def tuned_kernels(self, kind: str) -> Mapping[str, int]:
-        """The tuned constants of the C kernels or of the GPU ones, {constant: value}; the others have their defaults."""
+        """The tuned constants of the C kernels or of the GPU ones, {name: value}; the others have their defaults."""
         return self.kernels.get(self.kernels_target(kind) or "", {})
 
     def always_routed(self) -> Spec:

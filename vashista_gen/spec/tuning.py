@@ -25,9 +25,10 @@ def path_of(folder: Path, name: str) -> Path:
 
 
 def read_tuning(spec: Spec, folder: Path | None) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, int]]]:
-    """({"<target>, <device>": {"source": hash of the kernels tuned, "knobs": {name: value}}}, {target: {constant: value}}).
+    """({"<target>, <device>": {"source": hash of the kernels tuned, "knobs": {name: value}}}, {target: constants}).
 
-    Empty without a file; times and versions that it also holds are left out. Raises SpecError with all problems (R46).
+    constants: {name: value}. Empty without a file; times and versions that it also holds are left out. Raises SpecError
+    with all problems (R46).
     """
     if folder is None or not path_of(folder, spec.name).is_file():
         return {}, {}

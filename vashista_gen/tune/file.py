@@ -1,4 +1,4 @@
-"""The file beside a spec that holds what was measured, an entry for each device."""
+"""The file beside a spec that holds what was measured, an entry for each device and for each target's kernels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vashista_gen.errors import UsageError
-from vashista_gen.spec.tuning import path_of
+from vashista_gen.spec.tuning import KERNELS, path_of
 
 
 def entry(
@@ -24,30 +24,56 @@ def entry(
     swept: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """What is known of one device: the kernels' hash, versions, the knobs taken, and the times in microseconds."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    even = [{**one, "dense": _micro(one["dense"]), "sparse": _micro(one["sparse"])} for one in swept]
+    known = {"source": package.op.library.source_hash(), "knobs": knobs, "versions": _versions(device)}
+    return {**known, "times": _times(tried), "break_even": even}
+
+
+def kernels_entry(
+    package: ModuleType, device: torch.device, values: dict[str, int], tried: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What is known of one target: the constants taken, the hash of the kernels with them, where that was found."""
+    source, name = package.op.library.source_hash(), package.op.tuning.name_of(device)
+    known = {"values": values, "source": source, "device": name, "versions": _versions(device)}
+    return {**known, "times": _times(tried)}
+
+
+def _versions(device: torch.device) -> dict[str, Any]:
+    versions: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__}
     if device.type == "cuda":
         versions["cuda"] = torch.version.cuda
     else:
         versions["threads"] = torch.get_num_threads()
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # the library was compiled elsewhere
         versions["tilelang"] = importlib.metadata.version("tilelang")
-    micro = lambda seconds: round(1e6 * seconds, 2)
-    times = [
+    return versions
+
+
+def _times(tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
         {**{key: one[key] for key in ("knob", "of", "batch", "context")},
-         "microseconds": {str(value): micro(seconds) for value, seconds in one["seconds"].items()},
+         "microseconds": {str(value): _micro(seconds) for value, seconds in one["seconds"].items()},
          **({"wrong": {str(value): why for value, why in one["wrong"].items()}} if one["wrong"] else {})}
         for one in tried
     ]  # fmt: skip
-    even = [{**one, "dense": micro(one["dense"]), "sparse": micro(one["sparse"])} for one in swept]
-    source = package.op.library.source_hash()
-    return {"source": source, "knobs": knobs, "versions": versions, "times": times, "break_even": even}
 
 
-def write(spec: Path, name: str, device: str, made: dict[str, Any]) -> Path:
-    """Puts one device's entry among those of the spec. Raises UsageError where the file cannot be written."""
+def _micro(seconds: float) -> float:
+    return round(1e6 * seconds, 2)
+
+
+def write(
+    spec: Path, name: str, device: str, made: dict[str, Any], kernels: dict[str, dict[str, Any]] | None = None
+) -> Path:
+    """Puts one device's entry, and those of `kernels` by target, among the spec's.
+
+    Raises UsageError where the file cannot be written.
+    """
     path = path_of(spec.parent, name)
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     content[device] = made
+    if kernels:
+        content[KERNELS] = {**content.get(KERNELS, {}), **kernels}
     try:
         path.parent.mkdir(exist_ok=True)
         path.write_text(_text(content), encoding="utf-8")
@@ -58,14 +84,20 @@ def write(spec: Path, name: str, device: str, made: dict[str, Any]) -> Path:
 
 def _text(content: dict[str, Any]) -> str:
     """JSON with a line for each time."""
-    devices = []
-    for device, made in sorted(content.items()):
-        lines = []
-        for key, value in made.items():
-            if key in ("times", "break_even"):
-                rows = ",\n".join(f"   {json.dumps(row)}" for row in value)
-                lines.append(f"  {json.dumps(key)}: [\n{rows}\n  ]" if rows else f"  {json.dumps(key)}: []")
-            else:
-                lines.append(f"  {json.dumps(key)}: {json.dumps(value)}")
-        devices.append(f" {json.dumps(device)}: {{\n" + ",\n".join(lines) + "\n }")
-    return "{\n" + ",\n".join(devices) + "\n}\n"
+    targets = sorted(content.get(KERNELS, {}).items())
+    kernels = [f"  {json.dumps(target)}: {_entry_text(made, 3)}" for target, made in targets]
+    parts = [f" {json.dumps(KERNELS)}: {{\n" + ",\n".join(kernels) + "\n }"] if kernels else []
+    devices = sorted((device, made) for device, made in content.items() if device != KERNELS)
+    parts += [f" {json.dumps(device)}: {_entry_text(made, 2)}" for device, made in devices]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _entry_text(made: dict[str, Any], indent: int) -> str:
+    space, lines = " " * indent, []
+    for key, value in made.items():
+        if key in ("times", "break_even"):
+            rows = ",\n".join(f"{space} {json.dumps(row)}" for row in value)
+            lines.append(f"{space}{json.dumps(key)}: " + (f"[\n{rows}\n{space}]" if rows else "[]"))
+        else:
+            lines.append(f"{space}{json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(lines) + f"\n{space[1:]}}}"

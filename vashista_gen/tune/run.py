@@ -1,4 +1,4 @@
-"""The order of a tuning: each knob in turn on a few cases, then the break-even of each batch, then the file."""
+"""The order of a tuning: kernels and launches, each knob in turn on a few cases; each batch's break-even; the file."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ CONTEXTS = tuple(1024 * 2**i for i in range(8))  # 1k to 128k
 def main(
     spec: Path, *, device: str | None = None, shapes: Sequence[tuple[int, int]] | None = None,
     batches: Sequence[int] | None = None, contexts: Sequence[int] | None = None, budget: float | None = None,
+    kernels: bool = True,
 ) -> Path:  # fmt: skip
     """Tunes the spec's generated package to this machine's device; returns the file written beside the spec.
 
-    budget: seconds of timing for one group of values. Raises as `bench` does, and DriftError for a wrong result.
+    kernels: whether constants of kernels are tried, for which a package of each value is compiled; without it the
+    launches of the kernels as they are. budget: seconds of timing for one group of values. Raises as `bench` does, and
+    DriftError for a wrong result.
     """
     loaded = load(spec)
     from vashista_gen.bench.comparable import require_softmax
@@ -35,7 +38,7 @@ def main(
 
     from vashista_gen.bench import gate, machine, report, timing
     from vashista_gen.plan import make_plan
-    from vashista_gen.tune import file, search
+    from vashista_gen.tune import candidates, file, search
 
     console = output()
     where = machine.device(loaded, device)
@@ -46,14 +49,18 @@ def main(
     report.show_environment(console, machine.environment(where, dtype, 1))
     budget = (0.3 if where.type == "cuda" else 1.5) if budget is None else budget
     measure = lambda contestants, case: timing.measure(contestants, case, budget)
-    maker = _Maker(package, make_plan(loaded), where, dtype)
+    plan = make_plan(loaded)
+    maker = _Maker(package, plan, where, dtype)
     shapes, batches = shapes or SHAPES[where.type], batches or BATCHES[where.type]
     contexts = contexts or CONTEXTS
     knobs = search.KNOBS[where.type]
     tuning = package.op.tuning
     taken = {k: v for k, v in tuning.DEFAULTS[where.type]._asdict().items() if k != "dense_up_to"}
-    tried, swept = [], []
-    with torch.inference_mode(), progress(len(knobs) + len(shapes) + len(batches) * len(contexts)) as step:
+    target = package.op.library.target_of(where)
+    compiled = candidates.knobs(plan, target) if kernels and _may_compile(console, loaded, target) else []
+    tried, swept, of_kernels = [], [], {}
+    steps = len(compiled) + len(knobs) + len(shapes) + len(batches) * len(contexts)
+    with candidates.scratch() as folder, torch.inference_mode(), progress(steps) as step:
         made = []
         for batch, context in shapes:
             step(f"making {batch} x {context}")
@@ -62,18 +69,18 @@ def main(
                 say(console, f"left out: {batch} x {context} does not fit into the free memory", "yellow")
             else:
                 made.append(case)
+        if compiled:
+            packages = candidates.Candidates(loaded, target, where.type, dtype, folder)
+            present = candidates.present(plan, target)
+            values, of_step = _tune_kernels(console, packages, compiled, present, made, measure, step)
+            if values != present:
+                (package,) = packages.make([values])
+            of_kernels[target] = file.kernels_entry(package, where, values, of_step)
         for knob in knobs:
             step(knob.name)
-            found = search.try_values(package, made, knob, taken, measure)
-            present = taken[knob.name]
-            taken[knob.name], gain = search.best(knob, found, present)
-            value = taken[knob.name]
+            found = search.try_values(made, knob, search.of_launches(package, knob, taken), measure)
             tried += [{"knob": knob.name, **one} for one in found]
-            say(console, f"{knob.name:<20} {present:>5} -> {value:>5}  {gain:.1%} faster" if gain else
-                f"{knob.name:<20} {present:>5} stays")  # fmt: skip
-            for one in found:
-                for wrong, why in one["wrong"].items():
-                    say(console, f"  {knob.name} {wrong} is wrong at {one['batch']} x {one['context']}: {why}", "red")
+            _take(console, knob, found, taken)
         made.clear()
         even = []
         for batch in batches:
@@ -86,10 +93,55 @@ def main(
             swept += found
             even.append((batch, search.dense_up_to(found)))
             _say_even(console, *even[-1], found)
-    knobs_taken = {**{knob.name: taken[knob.name] for knob in knobs}, "dense_up_to": [list(pair) for pair in even]}
-    path = file.write(spec, loaded.name, tuning.name_of(where), file.entry(package, where, knobs_taken, tried, swept))
+        knobs_taken = {**{knob.name: taken[knob.name] for knob in knobs}, "dense_up_to": [list(pair) for pair in even]}
+        entry = file.entry(package, where, knobs_taken, tried, swept)
+        path = file.write(spec, loaded.name, tuning.name_of(where), entry, of_kernels)
     say(console, f"wrote {path} for {tuning.name_of(where)}; next: vashista-gen generate {spec}")
     return path
+
+
+def _tune_kernels(
+    console: Any, packages: Any, knobs: Sequence[Any], present: dict[str, int], made: Sequence[Any], measure: Any,
+    step: Callable[[str], None],
+) -> tuple[dict[str, int], list[dict[str, Any]]]:  # fmt: skip
+    """(the constants taken, what was found of each value tried), one constant after the other."""
+    from vashista_gen.tune import search
+
+    taken, tried = dict(present), []
+    for knob in knobs:
+        step(f"{knob.name}, compiling {len(knob.values)}")
+        compiled = packages.make([{**taken, knob.name: value} for value in knob.values])
+        variants = search.of_kernels(dict(zip(knob.values, compiled, strict=True)), knob)
+        found = search.try_values(made, knob, variants, measure)
+        tried += [{"knob": knob.name, **one} for one in found]
+        _take(console, knob, found, taken)
+    return taken, tried
+
+
+def _take(console: Any, knob: Any, found: Sequence[dict[str, Any]], taken: dict[str, int]) -> None:
+    """Puts the best value of a knob in its place in `taken` and says so, and which values are wrong."""
+    from vashista_gen.tune import search
+
+    present = taken[knob.name]
+    value, gain = search.best(knob, found, present)
+    taken[knob.name] = value
+    say(console, f"{knob.name:<20} {present:>5} -> {value:>5}  {gain:.1%} faster" if gain else
+        f"{knob.name:<20} {present:>5} stays")  # fmt: skip
+    wrong = {(value, why) for one in found for value, why in one["wrong"].items()}
+    for value, why in sorted(wrong):
+        say(console, f"  {knob.name} {value} is not taken: {why}", "yellow")
+
+
+def _may_compile(console: Any, spec: Any, target: str) -> bool:
+    """Whether constants found for this target would be its package's; says why not."""
+    first = spec.kernels_target(target.split("-")[0])
+    if target not in spec.targets:
+        say(console, f"kernels stay as they are: {target} is not a target of {spec.name}", "yellow")
+        return False
+    if first not in (None, target):
+        say(console, f"kernels stay as they are: all GPUs of {spec.name} have the constants of {first}", "yellow")
+        return False
+    return True
 
 
 class _Maker:

@@ -36,45 +36,58 @@ KNOBS = {
     "cpu": (Knob("split_tokens", (128, 256, 512, 1024, 2048), ("dense", "sparse")),),
 }
 Measure = Callable[[Sequence[Contestant], cases.Case], Mapping[str, Any]]
+Variants = Callable[[cases.Case, str], Mapping[int, tuple[ModuleType, Contestant] | str]]
 
 
-def variants(package: ModuleType, case: cases.Case, name: str, knob: str, values: Sequence[int], taken: dict) -> list:
-    """One contestant for each value of a knob, beside the values taken so far; routed, whatever the context."""
-    tuning = package.op.tuning
-
-    def of(value: int) -> Contestant:
-        (inner,) = (one for one in of_package(package, case) if one.name == name)
-        settings = tuning.changed(**{**taken, knob: value, "dense_up_to": ()})
-
-        def run(i, x):
-            with settings:
-                return inner.run(i, x)
-
-        return Contestant(name, f"{knob} {value}", inner.kind, run)
-
-    return [of(value) for value in values]
+def of_launches(package: ModuleType, knob: Knob, taken: dict) -> Variants:
+    """The package with each value of a knob of its launches, beside the values taken so far."""
+    changed = lambda value: package.op.tuning.changed(**{**taken, knob.name: value, "dense_up_to": ()})
+    return lambda case, name: {
+        v: (package, _routed(package, case, name, f"{knob.name} {v}", changed(v))) for v in knob.values
+    }
 
 
-def try_values(
-    package: ModuleType, tried: Sequence[cases.Case], knob: Knob, taken: dict, measure: Measure
-) -> list[dict[str, Any]]:
+def of_kernels(packages: Mapping[int, ModuleType | str], knob: Knob) -> Variants:
+    """The packages whose kernels have each value; one that there is not is a text that says why."""
+    changed = lambda package: package.op.tuning.changed(dense_up_to=())
+    return lambda case, name: {
+        v: one if isinstance(one, str) else (one, _routed(one, case, name, f"{knob.name} {v}", changed(one)))
+        for v, one in packages.items()
+    }
+
+
+def _routed(package: ModuleType, case: cases.Case, name: str, label: str, settings: Any) -> Contestant:
+    """The package's contestant of that name within `settings`; routed, whatever the context."""
+    (inner,) = (one for one in of_package(package, case) if one.name == name)
+
+    def run(i, x):
+        with settings:
+            return inner.run(i, x)
+
+    return Contestant(name, label, inner.kind, run)
+
+
+def try_values(tried: Sequence[cases.Case], knob: Knob, variants: Variants, measure: Measure) -> list[dict[str, Any]]:
     """[{"batch", "context", "of", "seconds": {value: median}, "wrong": {value: why}}] for each case and what is timed.
 
-    A value whose result the gate refuses has no time.
+    A value that has no package, or whose result the gate refuses, has no time.
     """
     found = []
     for case in tried:
         for name in knob.times:
             right, wrong = [], {}
-            made = variants(package, case, name, knob.name, knob.values, taken)
-            for value, one in zip(knob.values, made, strict=True):
+            for value, made in variants(case, name).items():
+                if isinstance(made, str):
+                    wrong[value] = made
+                    continue
+                package, one = made
                 try:
                     gate.check(one, package, first_of(case))
                 except gate.WrongResult as why:
                     wrong[value] = str(why)
                 else:
                     right.append(Contestant(str(value), one.label, one.kind, one.run))
-            times = measure(right, case)
+            times = measure(right, case) if right else {}
             seconds = {int(value): timing.median for value, timing in times.items()}
             found.append(
                 {"batch": case.batch, "context": case.context, "of": name, "seconds": seconds, "wrong": wrong}
