@@ -148,6 +148,8 @@ def specs(draw: st.DrawFn) -> dict:
     certificate: dict = {"kind": choose(*kinds)}
     if certificate["kind"] != "none":
         certificate |= {"tolerance": choose(0.05, 0.3, 0.9), "every": choose(1, 1, 2), "heads": choose(1, 1, 2)}
+    if certificate["kind"] != "estimate":
+        routing["refresh"] = choose(1, 1, 2, page_size)
     return {
         "sketch": sketch,
         "certificate": certificate,

@@ -47,6 +47,16 @@ CASES = {
         "certificate: {kind: rigorous}\nfallback: expand",
         {"score", "summarize", "sketch", "tokens", "certify"},
     ),
+    "a refresh": ("routing: {pages: 8, refresh: 16}", {"score", "summarize", "renew"}),
+    "a refresh of tokens": (
+        f"routing: {{pages: 8, summary: sketch, refresh: 2}}\n{SKETCH}\ncandidates: {{tokens: 50}}\n"
+        "certificate: {kind: rigorous}\nfallback: expand",
+        {"sketch", "tokens", "certify", "renew"},
+    ),
+    "a projection refreshed": (
+        "routing: {pages: 8, refresh: 3}\ncandidates: {tokens: 50}\nattention: {solver: entropic_projection}",
+        {"score", "summarize", "tokens", "solve", "renew"},
+    ),
     "a calibrated margin": (
         f"routing: {{pages: 8, summary: sketch}}\n{SKETCH}\ncertificate: {{kind: calibrated, margin: file.json}}",
         {"sketch", "tokens", "certify"},

@@ -95,6 +95,7 @@ sketched = _subjects(lambda loaded: loaded.sketch.bits is not None)
 listing = _subjects(lambda loaded: make_plan(loaded).token_list)
 certified = _subjects(lambda loaded: loaded.certificate.kind != "none")
 two_levels = _subjects(lambda loaded: loaded.routing.levels == 2)
+refreshing = _subjects(lambda loaded: loaded.routing.refresh > 1)
 retrying = _subjects(lambda loaded: loaded.fallback != "capped")
 
 

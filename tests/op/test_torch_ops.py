@@ -50,6 +50,12 @@ def everything(package, step):
     package.update_summaries(summaries, step.k_cache, step.block_table, old, new, v_cache=step.v_cache)
     selected = package.select_pages(step.q, summaries, *where)
     package.score_pages(step.q, summaries, *where)
+    if package.SPEC["routing"]["refresh"] > 1:
+        routing = package.new_routing(len(step.lengths), step.q.device)
+        for number in range(2):
+            call = {"routing": routing, "step": number}
+            package.decode(step.q, step.k_cache, step.v_cache, *where, summaries, **call)
+        package.renew_pages(routing, *where)
     package.decode(step.q, step.k_cache, step.v_cache, *where, summaries)
     given = summaries if step.subject.sketched or step.subject.certificate != "none" else None
     package.decode(step.q, step.k_cache, step.v_cache, *where, given, selected_pages=selected)

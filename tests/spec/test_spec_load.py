@@ -57,6 +57,7 @@ def test_defaults() -> None:
             "recent_pages": 2,
             "group_reduce": "softmax_sum",
             "dense_up_to": None,
+            "refresh": 1,
             "levels": 1,
         },
         "sketch": {"bits": None},

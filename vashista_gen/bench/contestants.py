@@ -56,14 +56,23 @@ def of_package(package: ModuleType, case: Case) -> list[Contestant]:
     pages = [package.select_pages(x.q, x.summaries, x.block_table, x.seq_lens) for x in case.inputs]
     projects = package.SPEC["attention"]["solver"] != "softmax"
     kind, second = ("solution", "gap") if projects else ("candidates", "lse")
+    steps, routings = package.SPEC["routing"]["refresh"], []
+    if steps > 1:
+        routings = [package.new_routing(case.batch, x.q.device) for x in case.inputs]
+    sparse = lambda step: _into(
+        package.decode,
+        case,
+        lambda i, x: (*x.paged, x.summaries),
+        lambda i: {"routing": routings[i], "step": step} if routings else {},
+        second,
+    )
+    routes = sparse(0)
+    for i, x in enumerate(case.inputs if routings else ()):
+        routes(i, x)
     return [
         Contestant("dense", "dense op, paged KV", "dense", _into(package.decode_dense, case, lambda i, x: x.paged)),
-        Contestant(
-            "sparse",
-            "sparse op, paged KV",
-            kind,
-            _into(package.decode, case, lambda i, x: (*x.paged, x.summaries), second=second),
-        ),
+        Contestant("sparse", f"sparse op, paged KV{f', the one of {steps} steps that routes' if routings else ''}", kind, routes),
+        *([Contestant("kept", "  a step that keeps its pages", kind, sparse(1))] if routings else []),
         Contestant(
             "select",
             "  in it: choosing pages",

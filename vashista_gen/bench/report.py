@@ -19,6 +19,7 @@ from vashista_gen.bench.results import CaseResult, Result
 RATIOS = {
     "speedup": "sparse\nvs SDPA",
     "speedup_of_fastest_tenths": "the same,\nfastest tenths",
+    "refreshed_speedup": "mean of steps\nvs SDPA",
     "over_dense": "sparse\nvs dense op",
     "dense_speedup": "dense op\nvs SDPA",
     "sparse_vs_flashinfer": "sparse vs\nFlashInfer",

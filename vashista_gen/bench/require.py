@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from vashista_gen.errors import UsageError
 
 RATIOS = {"speedup": "SDPA time / sparse time", "dense_speedup": "SDPA time / dense op time",
+          "refreshed_speedup": "SDPA time / mean time of routing.refresh steps",
           "over_dense": "dense op time / sparse time", "sparse_vs_flashinfer": "FlashInfer time / sparse time",
           "dense_vs_flashinfer": "FlashInfer time / dense op time",
           "attend_vs_flashinfer_pages": "FlashInfer time over the routed pages / time of attention to given pages",

@@ -67,9 +67,11 @@ def _case(package, plan, context, batch, device, dtype, console, whole) -> Any:
     """One case: its inputs, the gate, and the times only if the package passed it."""
     from vashista_gen.bench import cases, contestants, gate, peers, report, results, timing
 
-    dense, sparse = (batch * f(plan, context).total for f in (cost.dense_bytes, cost.sparse_bytes))
+    dense, refresh = batch * cost.dense_bytes(plan, context).total, plan.spec.routing.refresh
+    sparse, kept = (batch * cost.sparse_bytes(plan, context, steps).total for steps in (1, 0))
     pages = batch * cost.token_bytes(plan) * cost.routed_tokens(plan, context)
-    result = results.CaseResult(context, batch, dense, sparse, pages)
+    more = {"refresh": refresh, "kept_bytes": kept} if plan.refreshes else {}
+    result = results.CaseResult(context, batch, dense, sparse, pages, **more)
     held = dense + batch * cost.pages_of(plan, context) * cost.summary_bytes_per_page(plan)
     result.sets, contiguous = cases.plan_sets(device, held, sparse)
     if not result.sets:
@@ -101,6 +103,7 @@ def _case(package, plan, context, batch, device, dtype, console, whole) -> Any:
     errors = ", ".join(f"{name} {error:.0e}" if error else f"{name} 0" for name, error in result.errors.items())
     report.line(console, f"gate {asked.short(context):>5}  ok, error (allowed {gate.tolerance(dtype):.0e}): {errors}")
     result.times = timing.measure(passed, case)
+    result.add_mean()
     return result
 
 

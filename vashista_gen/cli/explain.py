@@ -76,6 +76,15 @@ def _bytes(console: Console, plan: Plan, contexts: tuple[int, ...]) -> None:
         _paragraph(
             console, f"The sparse step reads fewer bytes than the dense one from a context of {least:,} tokens on."
         )
+    if plan.refreshes:
+        longest = max(contexts)
+        read = (size(cost.sparse_bytes(plan, longest, steps).total) for steps in (1, 0))
+        _paragraph(
+            console,
+            "Sparse is the mean of {} steps: at {} one that routes reads {}, one that keeps its pages {}.".format(
+                plan.spec.routing.refresh, tokens(longest), *read
+            ),
+        )
     if plan.certified:
         _paragraph(console, _certificate(plan))
     if plan.projects:

@@ -23,6 +23,7 @@ KERNELS = {
     "select_super_pages": Kernel("step", "super-page scores", "the beam for each KV head"),
     "score_pages": Kernel("step", "q, summaries of every page, block_table", "a score for each query head and page"),
     "select_pages": Kernel("step", "page scores", "selected_pages: P for each KV head"),
+    "renew_pages": Kernel("between", "pages of the last routing, seq_lens", "selected_pages for the present lengths"),
     "order_pages": Kernel("instead", "pages given by the caller", "selected_pages, ascending, each once"),
     "sketch_pages": Kernel("append", "K of the pages appended to", "their tokens' sketches, in place"),
     "measure_pages": Kernel("append", "K and V of the pages appended to", "their radii, in place"),
@@ -45,6 +46,7 @@ KERNELS = {
 }
 WHEN = {
     "step": "each step",
+    "between": "steps that do not route",
     "certificate": "for a certificate",
     "append": "after an append",
     "instead": "for given pages",
@@ -160,9 +162,15 @@ def routing(plan: Plan) -> str:
             f"the best {routing.beam} alone: from {routing.beam * (routing.super_pages or 0) * page_size:,} tokens on routing reads "
             f"as much of the pages whatever the context; {share}."
         )
+    refresh = ""
+    if plan.refreshes:
+        refresh = (
+            f" Given a routing, one of {routing.refresh} steps chooses; the others keep its pages and take in those begun "
+            "since, in one small launch."
+        )
     return (
         f"{group} {routing.pages} pages, {kept} the last {last}: {routing.pages * page_size:,} tokens. "
-        f"Up to that context every page is kept and none is scored.{levels}"
+        f"Up to that context every page is kept and none is scored.{levels}{refresh}"
     )
 
 

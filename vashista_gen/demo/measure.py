@@ -83,7 +83,7 @@ def bytes_read(name: str, length: int, kv_dtype: str = "float32") -> dict[str, i
     spec = load(str(specs_root().joinpath(f"{name}.yaml")))
     here = dataclasses.replace(spec, cache=dataclasses.replace(spec.cache, kv_dtype=kv_dtype))
     plan = dataclasses.replace(make_plan(spec), spec=here)
-    sparse = dataclasses.asdict(cost.sparse_bytes(plan, length))
+    sparse = dataclasses.asdict(cost.sparse_bytes(plan, length, steps=1))
     return {**sparse, "sparse": sum(sparse.values()), "dense": cost.dense_bytes(plan, length).total}
 
 

@@ -51,6 +51,8 @@ class Sparse:
         self._summaries = package.summarize_pages(*prefix, v_cache=pages.v_cache, calibration=calibration)
         self._counts = package.SPEC["candidates"].get("mass") is not None
         self._steps, self.kept = 0, None
+        refreshes = package.SPEC["routing"]["refresh"] > 1
+        self._routing = package.new_routing(rows.stop - rows.start) if refreshes else None
 
     def attend(self, q: torch.Tensor) -> torch.Tensor:
         """q [rows, heads, d] -> [rows, heads, d] over the candidates."""
@@ -61,8 +63,9 @@ class Sparse:
         if self._counts and self._steps % COUNT_EVERY == 0:
             counts = self._package.select_tokens(q, pages.k_cache, table, lens, self._summaries)[2]
             self.kept = float(counts.double().mean())
+        more = {"routing": self._routing, "step": self._steps} if self._routing is not None else {}
         self._steps += 1
-        return self._package.decode(q, pages.k_cache, pages.v_cache, table, lens, self._summaries)[0]
+        return self._package.decode(q, pages.k_cache, pages.v_cache, table, lens, self._summaries, **more)[0]
 
 
 @dataclass(frozen=True)

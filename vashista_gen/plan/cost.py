@@ -185,8 +185,11 @@ def dense_bytes(plan: Plan, context: int) -> StepBytes:
     return StepBytes(0, 0, half, half, INDEX_BYTES * pages_of(plan, context))
 
 
-def sparse_bytes(plan: Plan, context: int) -> StepBytes:
+def sparse_bytes(plan: Plan, context: int, steps: int | None = None) -> StepBytes:
     """What routing and scoring read, K and V of the candidates, and the tables.
+
+    Of `steps` steps one routes: what it reads for that is shared out among them, rounded up; None for routing.refresh,
+    0 for a step that keeps its pages.
 
     Summaries of every page (or every sketch, when pages are scored by sketches) if pages are scored, of two levels
     those of `summaries_scored`. With a token
@@ -199,14 +202,16 @@ def sparse_bytes(plan: Plan, context: int) -> StepBytes:
     half = token_bytes(plan) // 2
     routed_pages = min(pages, plan.spec.routing.pages)
     sketches = keys = 0
+    steps = plan.spec.routing.refresh if steps is None else steps
+    shared = lambda read: -(-read // steps) if steps else 0
     if is_routed(plan, context) and plan.scores_by_sketch:
-        sketches += pages * sketch_bytes_per_page(plan, residuals=False)
+        sketches += shared(pages * sketch_bytes_per_page(plan, residuals=False))
     if plan.token_list and plan.sketch:
         sketches += routed_pages * sketch_bytes_per_page(plan, residuals=False)
     elif plan.token_list:
         keys = half * routed_tokens(plan, context)
     return StepBytes(
-        summaries=sum(summaries_scored(plan, context)) * summary_bytes(plan),
+        summaries=shared(sum(summaries_scored(plan, context)) * summary_bytes(plan)),
         sketches=sketches,
         # keys scored exactly are read again for the tokens kept, mostly out of the L2 cache: they count once
         keys=max(keys, half * kept_tokens(plan, context)),

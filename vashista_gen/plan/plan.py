@@ -88,6 +88,11 @@ class Plan:
         return self.spec.routing.levels == 2
 
     @property
+    def refreshes(self) -> bool:
+        """Whether steps may keep the pages that an earlier one chose."""
+        return self.spec.routing.refresh > 1
+
+    @property
     def fused_routing(self) -> bool:
         """Whether both levels are routed by one kernel where blocks form clusters; its scores serve no second choice."""
         return self.may_fuse and self.two_levels and self.warps_on_cuda and not self.retries
@@ -176,6 +181,7 @@ class Plan:
             *(("route_pages",) if self.fused_routing else ()),
             *(("score_super_pages", "select_super_pages") if self.two_levels else ()),
             *("score_pages", "select_pages", "order_pages"),
+            *(("renew_pages",) if self.refreshes else ()),
             *(("score_tokens", "choose_tokens", attend) if self.token_list else ("attend_pages",)),
             *((bound, "certify") if self.certified else ()),
             *(("attend_failed", "merge_failed") if self.retries else ()),
@@ -216,6 +222,7 @@ class Plan:
             *(("sketch",) if self.scores_by_sketch else ("score", "summarize")),
             *(("sketch",) if self.sketch and not self.scores_by_sketch else ()),
             *(("route",) if self.fused_routing else ()),
+            *(("renew",) if self.refreshes else ()),
             *(("tokens",) if self.token_list else ()),
             *(("certify",) if self.certified else ()),
             *(("solve",) if self.projects else ()),
@@ -289,6 +296,8 @@ class Plan:
             values |= {"SUPER_PAGES": routing.super_pages, "BEAM": routing.beam}
             values["SINK_SUPER_PAGES"] = -(-routing.sink_pages // routing.super_pages)
             values["RECENT_SUPER_PAGES"] = recent_super_pages(routing.recent_pages, routing.super_pages)
+        if self.refreshes:
+            values["REFRESH"] = routing.refresh
         if self.token_list:
             values["TOKEN_WARPS"] = self.token_warps
             values["TOP_TOKENS"] = self.kept_tokens

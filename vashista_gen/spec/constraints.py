@@ -38,7 +38,7 @@ def _check(rule: str, *needs: str) -> Callable[[Callable[..., Problems]], Callab
 
 
 def check_constraints(values: Values, report: Report) -> None:
-    """Record a problem for each broken rule among R9 to R45 that concerns more than the value of one key."""
+    """Record a problem for each broken rule among R9 to R47 that concerns more than the value of one key."""
     _check_only_with(values, report)
     for check in _CHECKS:
         if all(key in values for key in check.needs):
@@ -161,6 +161,20 @@ def _beam_holds_pages(
     if beam < least:
         message = f"beam {beam} of super-pages of {super_pages} pages has no room for pages {pages} and those always kept"
         yield "routing.beam", message, f"set routing.beam to at least {least}"
+
+
+@_check("R47", "routing.refresh", "cache.page_size")
+def _one_new_page_at_most(refresh: int, page_size: int) -> Problems:
+    if refresh > page_size:
+        message = f"refresh {refresh} is over page_size {page_size}: several pages would begin between two choices"
+        yield "routing.refresh", message, f"set routing.refresh to at most {page_size}"
+
+
+@_check("R47", "routing.refresh", "certificate.kind")
+def _refresh_without_page_scores(refresh: int, kind: str) -> Problems:
+    if refresh > 1 and kind == "estimate":
+        message = f"kind estimate adds up scores of all pages, which refresh {refresh} is to spare most steps"
+        yield "certificate.kind", message, "set certificate.kind to calibrated or rigorous, or routing.refresh to 1"
 
 
 @_check("R25", "candidates.tokens", "routing.pages", "cache.page_size")

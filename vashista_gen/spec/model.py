@@ -144,6 +144,15 @@ class RoutingSpec:
         low=0,
         high=2**31 - 1,
     )
+    refresh: int = setting(
+        int,
+        "Choose pages in one of this many steps; the steps between keep them, and take in the pages begun since.",
+        default=1,
+        low=1,
+        high=128,
+        bound_rule="R47",
+        bound_why="and at most page_size",
+    )
     levels: int = setting(
         int,
         "Levels of the page index: 1 scores every page; 2 scores super-pages first, then the pages of the best of them.",

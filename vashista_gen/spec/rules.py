@@ -100,6 +100,10 @@ _SENTENCES = {
         "A tuning file is a JSON file as `tune` writes it: knobs of devices in their bounds, and for targets of the spec "
         "constants of kernels, each one of the values that its shape allows.",
     ),
+    "Refresh": (
+        "routing.refresh is from 1 to page_size: a sequence that grows by a token a step begins at most one page between two "
+        "choices; over 1, certificate.kind is none, calibrated or rigorous.",
+    ),
 }
 
 RULES: dict[str, Rule] = {}

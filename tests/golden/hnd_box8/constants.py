@@ -22,6 +22,7 @@ SPEC = {
         "recent_pages": 1,
         "group_reduce": "max",
         "dense_up_to": None,
+        "refresh": 1,
         "levels": 2,
         "super_pages": 4,
         "beam": 3,

@@ -22,6 +22,7 @@ SPEC = {
         "recent_pages": 2,
         "group_reduce": "softmax_sum",
         "dense_up_to": None,
+        "refresh": 1,
         "levels": 1,
     },
     "sketch": {"bits": None},

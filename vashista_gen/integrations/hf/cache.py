@@ -89,6 +89,7 @@ class SparseCache(Cache):
         self._seen += tokens_to_remove
         for layer in self.paged:
             layer.seen = self._seen
+            layer.route_anew()
             if layer.pages is not None:
                 layer.pages.renew(*self.table.last_pages())
 
@@ -120,6 +121,7 @@ class SparseCache(Cache):
         self.certificates.clear()
         for layer in self.paged:
             layer.seen, layer.pages, layer.is_initialized = 0, None, False
+            layer.route_anew()
 
     def _each_other(self, name, *args):
         for layer in self.layers:
@@ -129,6 +131,8 @@ class SparseCache(Cache):
     def _take(self, rows):
         if self.table is not None:
             self.table.take(rows.tolist())
+            for layer in self.paged:
+                layer.route_anew()
             if self._columns is not None:
                 self._columns = self._columns[rows.to(self._columns.device)]
 

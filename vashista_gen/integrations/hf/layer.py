@@ -44,6 +44,11 @@ class Settings:
         return own(layer, device) if own is not None else None
 
     @property
+    def refreshes(self) -> bool:
+        """Whether the package chooses pages in some steps alone."""
+        return self.package.SPEC["routing"].get("refresh", 1) > 1
+
+    @property
     def takes_budgets(self) -> bool:
         """Whether the package keeps a list of tokens, whose length budgets change."""
         return "budgets" in inspect.signature(self.package.decode).parameters
@@ -65,6 +70,8 @@ class PagedLayer(CacheLayerMixin):
         self.seen = 0  # columns, padding among them, as transformers counts tokens
         self.pages: PagedCache | None = None
         self.budgets: torch.Tensor | None = None  # int32 [kv heads], tokens
+        self.routing: Any = None  # where the package refreshes, what its last choice of pages was
+        self._steps = 0  # decoded since the last one that had to choose
 
     @property
     def spec(self) -> dict:
@@ -108,6 +115,8 @@ class PagedLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         self.pages.write(key_states.transpose(1, 2), value_states.transpose(1, 2), slots)
         self.seen += tokens
+        if tokens > 1:
+            self.route_anew()
         if tokens == 1 or not before:
             return key_states, value_states
         columns = self._owner.real_columns()
@@ -127,6 +136,11 @@ class PagedLayer(CacheLayerMixin):
         if self.index in settings.dense_layers:
             return settings.package.decode_dense(*tensors, max_seq_len=pages.table.longest)[0].to(q.dtype)
         more = {"max_seq_len": pages.table.longest}
+        if settings.refreshes:
+            if self.routing is None:
+                self.routing, self._steps = settings.package.new_routing(len(q), q.device), 0
+            more |= {"routing": self.routing, "step": self._steps}
+            self._steps += 1
         if self.budgets is not None:
             more["budgets"] = self.budgets.expand(len(q), -1).contiguous()
         if not settings.certified:
@@ -135,6 +149,10 @@ class PagedLayer(CacheLayerMixin):
             *tensors, pages.summaries, return_certificate=True, **more
         )
         return out.to(q.dtype)
+
+    def route_anew(self) -> None:
+        """The next step chooses pages: its rows are not those of the last choice, or not as long."""
+        self.routing = None
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """(columns of the mask, the first one's position)."""
