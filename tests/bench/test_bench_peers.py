@@ -1,4 +1,4 @@
-"""What FlashInfer is given, held against a stand-in that reads page lists as FlashInfer does."""
+"""What FlashInfer is given, held against a stand-in that reads page lists as FlashInfer does; TileLang's algorithm."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def _package(tiny, layout):
     return SimpleNamespace(SPEC=spec, summarize_pages=lambda *args, **named: (), select_pages=select)
 
 
+MAKERS = (peers._flashinfer, peers._flashinfer_pages, peers._tilelang_pages)
+
+
 @pytest.mark.parametrize("context", [40, 100])
-@pytest.mark.parametrize(
-    ("make", "layout"),
-    [(make, layout) for make in (peers._flashinfer, peers._flashinfer_pages) for layout in ("NHD", "HND")],
-)
+@pytest.mark.parametrize(("make", "layout"), [(make, layout) for make in MAKERS for layout in ("NHD", "HND")])
 def test_page_lists(flashinfer, tiny, make, layout, context):
     package = _package(tiny, layout)
     case = cases.make(package, context, 3, torch.device("cpu"), torch.float32, 2, True)
@@ -75,3 +75,36 @@ def test_left_out_with_a_reason(tiny, case, monkeypatch):
     monkeypatch.setitem(tiny.SPEC["model"], "logits_soft_cap", 30.0)
     found, skipped = peers.of_case(tiny, case)
     assert not found and "soft cap" in skipped["sdpa"]
+    with pytest.raises(peers._Skip, match="soft cap"):
+        peers._tilelang_pages(tiny, case)
+
+
+def test_tilelang_is_left_out_where_it_is_not(tiny, case, monkeypatch):
+    monkeypatch.delitem(sys.modules, "vashista_gen.bench.tilelang_pages", raising=False)
+    monkeypatch.setitem(sys.modules, "tilelang", None)
+    with pytest.raises(peers._Skip, match="TileLang is not installed"):
+        peers._tilelang_pages(tiny, case)
+
+
+def test_tilelang_takes_pages_in_any_order_and_few_of_them(tiny, case):
+    """More splits than pages, none in a row's first ones, descending as in the example: the gate's own result."""
+    from vashista_gen.bench import tilelang_pages
+
+    x = case.inputs[0]
+    pages = torch.tensor([[[-1, -1, 12, 3], [12, 5, 4, -1]], [[-1] * 4, [0, -1, -1, 12]]], dtype=torch.int32)
+    out = tilelang_pages.SparseDecode(tiny.SPEC, x, pages)(x, torch.full_like(x.q, float("nan")))
+    wanted, _ = gate.exact(x.q, x, tiny.SPEC, pages)
+    held = torch.tensor([[True] * 4, [False] * 2 + [True] * 2])
+    assert (out[held] - wanted[held]).norm(dim=-1).max() < 1e-5 * wanted[held].norm(dim=-1).min()
+    assert (out[~held] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("blocks", "sms", "pages", "splits"),
+    [(8, 132, 64, 15), (64, 132, 64, 2), (106, 132, 64, 1), (8, 132, 4, 1), (1, 132, 64, 55), (132, 132, 4096, 1)],
+)
+def test_the_number_of_splits_is_the_examples(blocks, sms, pages, splits):
+    """By num_splits_heuristic of the example: the least that fills waves to 85 % of the best, 1 for few pages."""
+    from vashista_gen.bench import tilelang_pages
+
+    assert tilelang_pages.splits(blocks, sms, pages) == splits

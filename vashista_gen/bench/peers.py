@@ -1,4 +1,5 @@
-"""Others that do the same work: torch's SDPA over contiguous KV, and FlashInfer where it is installed.
+"""Others that do the same work: torch's SDPA over contiguous KV, FlashInfer where it is installed, and the algorithm of
+TileLang's own example where TileLang is.
 
 A peer that cannot run a case, or runs it wrongly, is left out of it with the reason.
 """
@@ -6,6 +7,7 @@ A peer that cannot run a case, or runs it wrongly, is left out of it with the re
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -20,7 +22,7 @@ def of_case(package: ModuleType, case: Case) -> tuple[list[Contestant], dict[str
     """(peers, {name of a peer that is left out: why})."""
     makers = {"sdpa": _sdpa}
     if case.inputs[0].q.device.type == "cuda":
-        makers |= {"flashinfer": _flashinfer, "flashinfer_pages": _flashinfer_pages}
+        makers |= {"flashinfer": _flashinfer, "flashinfer_pages": _flashinfer_pages, "tilelang_pages": _tilelang_pages}
     found, skipped = [], {}
     for name, make in makers.items():
         try:
@@ -106,6 +108,38 @@ def _flashinfer_pages(package: ModuleType, case: Case) -> Contestant:
 
     label = "FlashInfer, pages given for each head" + ("" if by_head else ", copied to HND")
     return Contestant("flashinfer_pages", label, "pages", run, peer=True)
+
+
+def _tilelang_pages(package: ModuleType, case: Case) -> Contestant:
+    """Attention to the pages selected for each KV head, by the algorithm of TileLang's example (tilelang_pages)."""
+    if package.SPEC["model"]["logits_soft_cap"] is not None:
+        raise _Skip("TileLang's example has no soft cap of logits")
+    try:
+        from vashista_gen.bench.tilelang_pages import SparseDecode
+    except ImportError as error:
+        raise _Skip("TileLang is not installed") from error
+    on_gpu = case.inputs[0].q.device.type == "cuda"
+    if on_gpu and case.context % package.SPEC["cache"]["page_size"]:
+        raise _Skip("it loads whole pages, and here the last one holds NaN behind the sequence")
+    selected = [package.select_pages(x.q, x.summaries, x.block_table, x.seq_lens) for x in case.inputs]
+    decoders = [SparseDecode(package.SPEC, x, pages) for x, pages in zip(case.inputs, selected, strict=True)]
+    outs = [torch.full_like(x.q, float("nan")) for x in case.inputs]
+    run = lambda i, x: decoders[i](x, outs[i])
+    if on_gpu:
+        _must_replay(run, case.inputs[0])
+    return Contestant("tilelang_pages", "TileLang's example, rewritten; pages given", "pages", run, peer=True)
+
+
+def _must_replay(run: Callable[[int, Inputs], torch.Tensor], x: Inputs) -> None:
+    """Refuses what a CUDA graph does not hold: its replay would take no time."""
+    run(0, x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run(0, x)
+    out.fill_(float("nan"))
+    graph.replay()
+    if out.isnan().any():
+        raise _Skip("a CUDA graph does not hold its launches")
 
 
 def _planned(package, x, layout, indptr, indices, last_page_len, heads):

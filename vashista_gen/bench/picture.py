@@ -22,6 +22,7 @@ PARTS = {  # name: (label, dashes, colour)
     "select": ("sparse op: choosing pages", (0, (1, 1.6)), LINES["sparse"][1]),
     "attend": ("sparse op: attention to them", (0, (4, 2)), LINES["sparse"][1]),
     "flashinfer_pages": ("FlashInfer: attention to every token of those pages", (0, (4, 2)), LINES["flashinfer"][1]),
+    "tilelang_pages": ("TileLang's example: the same", (0, (4, 2)), SOFT),
     "chosen": ("sparse op, its own choice: dense", (0, (2, 1)), INK),
 }
 FLOORS = {"dense": "#5b7083", "sparse": "#1f7a6d"}

@@ -25,6 +25,7 @@ RATIOS = {
     "sparse_vs_flashinfer": "sparse vs\nFlashInfer",
     "dense_vs_flashinfer": "dense op vs\nFlashInfer",
     "attend_vs_flashinfer_pages": "attention vs\nFlashInfer, same pages",
+    "attend_vs_tilelang_pages": "attention vs\nTileLang, same pages",
     "choice": "its own choice\nvs dense op",
 }
 ALWAYS = ("speedup", "over_dense", "dense_speedup")

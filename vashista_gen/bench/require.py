@@ -13,6 +13,7 @@ RATIOS = {"speedup": "SDPA time / sparse time", "dense_speedup": "SDPA time / de
           "over_dense": "dense op time / sparse time", "sparse_vs_flashinfer": "FlashInfer time / sparse time",
           "dense_vs_flashinfer": "FlashInfer time / dense op time",
           "attend_vs_flashinfer_pages": "FlashInfer time over the routed pages / time of attention to given pages",
+          "attend_vs_tilelang_pages": "time of TileLang's example over the routed pages / the same",
           "choice": "dense op time / time of the step that chooses dense itself"}  # fmt: skip
 _FACTORS = {"": 1, "k": 1024, "m": 1024**2}
 _FORM = "write --require 'speedup@8k>=3', with " + " or ".join(RATIOS)

@@ -59,13 +59,15 @@ class CaseResult:
             "sparse_vs_flashinfer": self.ratio("flashinfer", "sparse"),
             "dense_vs_flashinfer": self.ratio("flashinfer", "dense"),
             "attend_vs_flashinfer_pages": self.ratio("flashinfer_pages", "attend"),
+            "attend_vs_tilelang_pages": self.ratio("tilelang_pages", "attend"),
             "choice": self.ratio("dense", "chosen"),
         }
 
     def bytes_of(self, name: str) -> int | None:
         """Bytes a contestant reads, where they are known."""
         whole = dict.fromkeys(("sdpa", "dense", "flashinfer", "chosen"), self.dense_bytes)
-        own = {"sparse": self.sparse_bytes, "kept": self.kept_bytes, "flashinfer_pages": self.page_bytes}
+        pages = dict.fromkeys(("flashinfer_pages", "tilelang_pages"), self.page_bytes)
+        own = {**pages, "sparse": self.sparse_bytes, "kept": self.kept_bytes}
         if self.kept_bytes is not None:
             own["refreshed"] = (self.sparse_bytes + (self.refresh - 1) * self.kept_bytes) // self.refresh
         return (whole | own).get(name)
