@@ -277,8 +277,18 @@ def test_explain_of_the_break_even(here: Path) -> None:
     (here / "tuning" / "small.json").write_text(json.dumps({"c, a CPU": entry}))
     text = explained(here, "routing: {pages: 64}")
     assert "as measured on c, a CPU: 9,000 tokens at batch 1, 2,000 tokens at batch 8; on other devices" in text
+    assert "Tuned on" not in text
     solver = ("routing: {pages: 64}", "candidates: {tokens: 64}", "attention: {solver: frank_wolfe}")
     assert "Every step is routed" in explained(here, *solver)
+
+
+def test_explain_of_tuned_kernels(here: Path) -> None:
+    (here / "tuning").mkdir()
+    kernels = {"c": {"values": {"tile_tokens": 64}}, "cuda-sm_90a": {"values": {"attend_warps": 8, "part_pages": 8}}}
+    (here / "tuning" / "small.json").write_text(json.dumps({"kernels": kernels}))
+    text = explained(here, "routing: {pages: 64}")
+    assert "Tuned on c: tile_tokens 64." in text and "Tuned on cuda-sm_90a: attend_warps 8, part_pages 8." in text
+    assert re.search(r"^ c +64 +16 ", text, re.MULTILINE)
 
 
 def test_explain_of_budgets(here: Path) -> None:

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from strategies import examples, specs
 
 from vashista_gen import emit
 from vashista_gen.bench import timing
 from vashista_gen.generated import tiny
 from vashista_gen.plan import make_plan
-from vashista_gen.spec import load
+from vashista_gen.spec import load, loads
 from vashista_gen.spec.kernels import kernel_choices
 from vashista_gen.tune import candidates, file, run
 
@@ -22,8 +25,17 @@ SPECS = sorted([*(ROOT / "specs").glob("*.yaml"), *(ROOT / "tests" / "shapes").g
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
 def test_the_defaults_are_among_the_choices(path):
+    check_choices(make_plan(load(path)))
+
+
+@settings(examples(60), suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@given(drawn=specs())
+def test_the_defaults_are_among_the_choices_of_any_spec(drawn):
+    check_choices(make_plan(loads(yaml.safe_dump({"name": "drawn", **drawn}, sort_keys=False), "drawn.yaml")))
+
+
+def check_choices(plan):
     """And what is tried is what the kernels have: nothing of warps where none run, or of lists where there are none."""
-    plan = make_plan(load(path))
     for target in plan.spec.targets:
         choices, present = kernel_choices(plan.spec, target), candidates.present(plan, target)
         assert present.keys() == choices.keys() and all(value in choices[name] for name, value in present.items())

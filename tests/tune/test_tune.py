@@ -147,7 +147,7 @@ def test_a_run_writes_what_a_package_looks_up(times, here, capsys):
     assert "batch   1: dense up to    700 tokens" in said and "next: vashista-gen generate" in said
 
 
-def test_other_devices_keep_their_entries(times, here):
+def test_other_devices_keep_their_entries(times, here, capsys):
     path = here.parent / "tuning" / "tiny.json"
     path.parent.mkdir()
     other = {"source": "0", "knobs": {"waves": 2}}
@@ -155,6 +155,11 @@ def test_other_devices_keep_their_entries(times, here):
     tune(here)
     found = json.loads(path.read_text())
     assert len(found) == 2 and found["cuda-sm_90a, another"] == other
+    assert "tuned for other kernels than these: cuda-sm_90a, another; next" in capsys.readouterr().out
+    found["cuda-sm_90a, another"]["source"] = tiny.op.library.source_hash()
+    path.write_text(json.dumps(found))
+    tune(here)
+    assert "tuned for other kernels" not in capsys.readouterr().out
 
 
 def test_a_wrong_kernel_ends_the_run(times, here, monkeypatch):

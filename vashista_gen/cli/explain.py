@@ -157,6 +157,10 @@ def _tiles(console: Console, plan: Plan) -> None:
         f"that a block of an attention kernel{' or solver' if plan.projects else ''} needs at most, and one that "
         "summarises or scores pages, of what a block can have.",
     )
+    for kind in ("c", "cuda"):
+        if values := spec.tuned_kernels(kind):
+            named = ", ".join(f"{name} {value}" for name, value in values.items())
+            _paragraph(console, f"Tuned on {spec.kernels_target(kind)}: {named}.")
 
 
 def _certificate(plan: Plan) -> str:

@@ -82,6 +82,12 @@ def write(
     return path
 
 
+def stale(path: Path, device: str) -> list[str]:
+    """The other devices of a file whose entries are of other kernels than `device`'s."""
+    devices = {name: made for name, made in json.loads(path.read_text(encoding="utf-8")).items() if name != KERNELS}
+    return [name for name, made in sorted(devices.items()) if made["source"] != devices[device]["source"]]
+
+
 def _text(content: dict[str, Any]) -> str:
     """JSON with a line for each time."""
     targets = sorted(content.get(KERNELS, {}).items())

@@ -96,6 +96,9 @@ def main(
         knobs_taken = {**{knob.name: taken[knob.name] for knob in knobs}, "dense_up_to": [list(pair) for pair in even]}
         entry = file.entry(package, where, knobs_taken, tried, swept)
         path = file.write(spec, loaded.name, tuning.name_of(where), entry, of_kernels)
+    stale = file.stale(path, tuning.name_of(where))
+    if stale:
+        say(console, f"tuned for other kernels than these: {'; '.join(stale)}; next: vashista-gen tune there", "yellow")
     say(console, f"wrote {path} for {tuning.name_of(where)}; next: vashista-gen generate {spec}")
     return path
 
