@@ -20,7 +20,7 @@ class Contestant:
     """A call to time. `run(set number, inputs)` computes; `kind` says which reference the gate holds it against.
 
     kind: dense (every token), candidates (what the package keeps of the pages it selected), solution (a projection on
-    those), pages (every token of the selected ones), selection, tokens, summaries, certificate. A peer that fails its
+    those), pages (every token of the selected ones), selection, renewal, tokens, summaries, certificate. A peer that fails its
     check is left out with the reason; for the package a failure is an error.
     """
 
@@ -115,9 +115,31 @@ def promised(package: ModuleType, case: Case) -> list[Contestant]:
             return out, lse, *certificate
 
         found.append(Contestant("certificate", f"{spec['certificate']['kind']} certificate", "certificate", certified))
+    if spec["routing"]["refresh"] > 1:
+        found.append(renewed(package, case))
     if spec["attention"]["solver"] == "softmax":
         found.append(chosen(package, case, case.context))
     return found
+
+
+def renewed(package: ModuleType, case: Case) -> Contestant:
+    """Steps that keep the pages of shorter sequences: (the renewed list, the routing's pages and lengths, the step's result).
+
+    Of three rows one is a token longer than it was, one a page and a token, and one shorter, whose list is not kept.
+    """
+    size, routings = package.SPEC["cache"]["page_size"], []
+    for x in case.inputs:
+        row = torch.arange(case.batch, dtype=torch.int32, device=x.q.device) % 3
+        before = (x.seq_lens - (row * size + 1).where(row < 2, -1)).clamp(min=0)
+        chosen = package.select_pages(x.q, x.summaries, x.block_table, torch.minimum(before, x.seq_lens))
+        routings.append(package.Routing(chosen, before, True))
+
+    def run(i, x):
+        routing = routings[i]
+        pages = package.renew_pages(routing, x.block_table, x.seq_lens)
+        return pages, routing.pages, routing.seq_lens, *package.decode(*x.paged, x.summaries, routing=routing, step=1)
+
+    return Contestant("renewed", "pages kept as sequences grow", "renewal", run)
 
 
 def _into(op, case, arguments, extra=lambda i: {}, second="lse"):

@@ -37,7 +37,7 @@ def check(contestant: Contestant, package: ModuleType, case: Case) -> float:
     """The worst error over all sets of inputs (for a selection the share of other pages). Raises WrongResult."""
     from vashista_gen.bench import guarantees
 
-    judges = {name: getattr(guarantees, name) for name in ("tokens", "certificate", "solution")}
+    judges = {name: getattr(guarantees, name) for name in ("tokens", "certificate", "solution", "renewal")}
     judge = (judges | {"selection": _selection, "summaries": _summaries}).get(contestant.kind, _attention)
     return max(judge(contestant, package, i, x) for i, x in enumerate(case.inputs))
 

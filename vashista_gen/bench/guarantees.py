@@ -3,6 +3,7 @@
 Each takes (contestant, package, set number, inputs), returns a worst error and raises WrongResult.
 tokens: the list is the reference's but for ties: 99 % of it in float32; in a narrower type, whose rounding moves pages
     and tokens across boundaries, 80 %.
+renewal: a routing's pages for longer sequences are the reference's, and the step that keeps them reads these.
 certificate: what is audited is finite and says of itself what it is (leakage of log_omitted, certified of leakage); a
     rigorous one is no less than the mass that softmax over every token has outside, and than the error of the output.
 solution: with the keys in the values' place the output is y, and |y - y*| <= sqrt(2 gap) for the package's gap and the
@@ -40,6 +41,21 @@ def tokens(contestant, package, i, x) -> float:
     if not found >= least:
         raise WrongResult(f"{contestant.name}: {found:.1%} of the reference's tokens, allowed {least:.0%}")
     return 1 - found
+
+
+def renewal(contestant, package, i, x) -> float:
+    """0: the renewed list is the reference's, and the step is `decode` of that list, to the bit."""
+    renewed, pages, lens, out, second = contestant.run(i, x)
+    wanted = package.reference.renew_pages(package.Routing(pages, lens, True), x.block_table, x.seq_lens)
+    if not torch.equal(renewed, wanted):
+        raise WrongResult(f"{contestant.name}: another list than the reference's")
+    if x.block_table.shape[1] * package.SPEC["cache"]["page_size"] <= getattr(package.op, "ALWAYS_DENSE", 0):
+        given = package.decode_dense(*x.paged)
+    else:
+        given = package.decode(*x.paged, x.summaries, selected_pages=renewed)
+    if not (torch.equal(out, given[0]) and torch.equal(second, given[1])):
+        raise WrongResult(f"{contestant.name}: another result than of the renewed list")
+    return 0.0
 
 
 def certificate(contestant, package, i, x) -> float:
