@@ -218,6 +218,16 @@ def explained(here: Path, *lines: str) -> str:
     return result.stdout
 
 
+def test_explain_of_a_refresh(here: Path) -> None:
+    text = explained(here, "routing: {pages: 128, refresh: 4}", "candidates: {tokens: 1024}")
+    assert "one of 4 steps chooses; the others keep its pages" in text
+    for kernel, when in (("score_pages", "steps that route"), ("renew_pages", "steps that do not route")):
+        assert re.search(rf"^ {kernel} +{when} ", text, re.MULTILINE)
+    # a quarter of 195 KiB of means; keys of 128 pages are read to score their tokens
+    assert re.search(r"^ +8k +6\.0 MiB +1\.2 MiB +19\.6% +48\.8 KiB +768 KiB +384 KiB +3\.5 KiB", text, re.MULTILINE)
+    assert "mean of 4 steps: at 8k one that routes reads 1.3 MiB, one that keeps its pages 1.1 MiB" in text
+
+
 def test_explain_of_a_proof(here: Path) -> None:
     lines = "routing: {pages: 128}", "sketch: {bits: 4}", "candidates: {tokens: 1024}", "certificate: {kind: rigorous}"
     text = explained(here, *lines)

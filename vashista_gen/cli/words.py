@@ -46,6 +46,7 @@ KERNELS = {
 }
 WHEN = {
     "step": "each step",
+    "routing": "steps that route",
     "between": "steps that do not route",
     "certificate": "for a certificate",
     "append": "after an append",
@@ -54,6 +55,7 @@ WHEN = {
     "dense": "decode_dense",
     "caller": "merge_states",
 }
+_ROUTING = ("route_pages", "score_super_pages", "select_super_pages", "score_pages", "select_pages")
 _SUMMARIES = {
     "mean": "the mean of its keys",
     "subpage_mean": "the means of its groups of {subpage} tokens",
@@ -103,7 +105,10 @@ def kernels(plan: Plan) -> list[tuple[str, Kernel]]:
         named = [(name, replace(kernel, reads=by_sketch.get(name, kernel.reads))) for name, kernel in named]
     if plan.projects:
         named = [(name, replace(kernel, when="dense") if name == "merge_splits" else kernel) for name, kernel in named]
-    return sorted(named, key=lambda item: list(WHEN).index(item[1].when))
+    if plan.refreshes:
+        named = [(name, replace(kernel, when="routing") if name in _ROUTING else kernel) for name, kernel in named]
+    of_step = lambda kernel: "step" if kernel.when == "routing" else kernel.when
+    return sorted(named, key=lambda item: list(WHEN).index(of_step(item[1])))
 
 
 def shape(plan: Plan) -> str:
