@@ -138,6 +138,11 @@ def call_all(package, step) -> None:
         package.select_tokens(step.q, step.k_cache, *where, summaries)
     package.decode(*tensors, summaries)
     package.decode(*tensors, summaries, selected_pages=selected.flip(-1).contiguous())
+    if package.SPEC["routing"]["refresh"] > 1:
+        routing = package.new_routing(len(step.lengths), step.q.device)
+        package.decode(*tensors, summaries, routing=routing, step=0)
+        routing.seq_lens.sub_(package.SPEC["cache"]["page_size"] + 1)  # as if a page had begun since; short rows hold nothing
+        package.decode(*tensors, summaries, routing=routing, step=1, pinned_pages=pins)
     if "budgets" in options:
         few = torch.full((batch, step.subject.kv_heads), 7, dtype=torch.int32, device=step.q.device)
         package.decode(*tensors, summaries, budgets=few, pinned_pages=pins)

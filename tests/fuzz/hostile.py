@@ -68,6 +68,12 @@ def calls(draw, package):
         yield lambda x=summaries: decode(x, pinned_pages=pins)
         yield lambda x=summaries: package.select_pages(q, x, table, lens, pinned_pages=pins)
         yield lambda x=summaries: package.score_pages(q, x, table, lens)
+        if spec["routing"]["refresh"] > 1:
+            state = ints(draw, batch, spec["model"]["num_kv_heads"], routed, near=width), ints(draw, batch, near=width * page_size)
+            routing = package.Routing(*state, True)
+            yield lambda r=routing: package.renew_pages(r, table, lens, pinned_pages=pins)
+            yield lambda x=summaries, r=routing: decode(x, routing=r, step=1, pinned_pages=pins)
+            yield lambda x=summaries, r=routing: decode(x, routing=r, step=0)
         if package.SPEC["candidates"]["tokens"] != "all":
             budgets = ints(draw, batch, spec["model"]["num_kv_heads"], near=20)
             yield lambda x=summaries, n=budgets: decode(x, budgets=n)

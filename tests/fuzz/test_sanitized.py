@@ -14,20 +14,20 @@ import pytest
 from rendered import write_package
 
 TESTS = Path(__file__).resolve().parents[1]
-# key sketches that score, a share of the mass, every kernel of certificates and retries
+# key sketches that score, a share of the mass, every kernel of certificates and retries, pages that are kept
 SKETCHED = """name: sketched
 model: {num_q_heads: 4, num_kv_heads: 2, head_dim: 32, dtype: float32}
 cache: {page_size: 16}
-routing: {summary: sketch, pages: 4}
+routing: {summary: sketch, pages: 4, refresh: 4}
 sketch: {bits: 4, transform: hadamard}
 candidates: {tokens: 50, mass: 0.98, min_tokens: 8}
 certificate: {kind: rigorous, tolerance: 0.1}
 fallback: expand
 targets: [c]
 """
-# NHD, sub-pages in 4 bits, every token kept; HND, box in 8 bits, a token budget for each head, soft cap
+# NHD, sub-pages in 4 bits, every token of pages that may be kept from other steps; HND, box in 8 bits, a token budget for each head, soft cap
 SPECS = {
-    "tiny": (TESTS.parent / "specs" / "tiny.yaml").read_text(encoding="utf-8"),
+    "tiny": (TESTS.parent / "specs" / "tiny.yaml").read_text(encoding="utf-8").replace("pages: 4", "pages: 4, refresh: 4"),
     "hnd_box8": (TESTS / "golden" / "hnd_box8.yaml").read_text(encoding="utf-8"),
     "sketched": SKETCHED,
 }
