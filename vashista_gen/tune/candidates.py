@@ -72,20 +72,24 @@ class Candidates:
     def make(self, wanted: Sequence[Mapping[str, int]]) -> list[ModuleType | str]:
         """For each set of constants its package, or why there is none: not compiled, crashed, or a wrong result."""
         new = [one for one in wanted if _key(one) not in self._made]
+        # written and imported one after the other: Python's compiler does not bear several threads
+        names = [self._write(one) for one in new]
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            for one, made in zip(new, pool.map(self._one, new), strict=True):
-                self._made[_key(one)] = made
+            problems = list(pool.map(self._try, names))
+        importlib.invalidate_caches()
+        for one, name, problem in zip(new, names, problems, strict=True):
+            self._made[_key(one)] = problem or importlib.import_module(name)
         return [self._made[_key(one)] for one in wanted]
 
-    def _one(self, constants: Mapping[str, int]) -> ModuleType | str:
+    def _write(self, constants: Mapping[str, int]) -> str:
+        """Renders the package with these constants; its name."""
         name = "_".join([self.spec.name, *(f"{key}{value}" for key, value in constants.items())])
         changed = replace(self.spec, kernels={self.target: constants}, tuning={})
         for path, text in emit.render(make_plan(changed)).items():
             place = self.folder / name / path
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(text, encoding="utf-8")
-        problem = self._try(name)
-        return problem or importlib.import_module(name)
+        return name
 
     def _try(self, name: str) -> str:
         """What is wrong with a rendered package, or an empty string; its library lies beside it then."""
