@@ -73,6 +73,12 @@ def test_the_lean_setting_is_right() -> None:
     assert (lean.routing.subpage, lean.sketch.bits, lean.candidates.mass) == (8, 2, 0.955)
 
 
+def test_the_near_dense_setting_is_right() -> None:
+    example = README.split("in a near-dense setting:\n\n```yaml\n")[1].split("```")[0]
+    near = spec.loads(complete(example), "llama3_8b.yaml")
+    assert (near.routing.pages, near.sketch.bits, near.candidates.mass, near.candidates.min_tokens) == (256, 2, 0.97, 256)
+
+
 def test_every_key_is_in_the_table() -> None:
     for key, setting in settings_of(Spec).items():
         inner = settings_of(setting.kind) if setting.is_section else {}
