@@ -98,7 +98,8 @@ def test_renewed_pages(refreshing, state, pins, narrow):
             assert set(kept_pins) <= found or n <= top, "a pinned page is missing"
             missing = begun - found
             assert not missing or not (held - begun - always - set(kept_pins)) & found, "an old page in a new one's place"
-            assert not missing or max(missing) < min((begun & found) - always - set(kept_pins), default=n)
+            others = (held | begun) - always - set(kept_pins)
+            assert max(others - found, default=-1) < min(others & found, default=n), "not the earliest is dropped"
             assert found <= always | set(kept_pins) | held | begun or n <= top
 
 
