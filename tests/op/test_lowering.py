@@ -12,6 +12,7 @@ import pytest
 from vashista_gen import spec
 
 from .conftest import ROOT
+from .lowered import alike_branches
 
 SHIPPED = sorted(p.stem for p in (ROOT / "specs").glob("*.yaml"))
 CERTIFIED = ("hd64_sketch8_dense", "hd48_estimate_dense")
@@ -48,6 +49,7 @@ def test_every_kernel_lowers(packages, name, target):
         source, tensors = lower.cuda_source(kernel, target)
         assert f'extern "C" int {kernel}_kernel_launch(' in source and "__global__" in source
         assert tensors and "double" not in source
+        assert not alike_branches(source), kernel
 
 
 @pytest.mark.nvcc

@@ -31,6 +31,7 @@ from vashista_gen.theory import entropic_projection, project_onto_hull
 from vashista_gen.theory.rounding import entropy
 
 from .conftest import HAS_GPU, ROOT, on_device
+from .lowered import alike_branches
 from .subject import NAN, Step, Subject, empty_cache, make_step, write_tokens
 
 Lists = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # selected_tokens, kept_heads, counts
@@ -417,7 +418,7 @@ def test_lowers_to_machine_code(packages, tmp_path, shape):
     )
     source, tensors = lower.cuda_source("solve_tokens", "cuda-sm_90a")
     assert 'extern "C" int solve_tokens_kernel_launch(' in source and tensors[-2:] == ["out", "gap"]
-    assert "double" not in source
+    assert "double" not in source and not alike_branches(source)
     (shared,) = re.findall(r"MaxDynamicSharedMemorySize, (\d+)", source)
     model, (solver, iterations) = loaded.model, (loaded.attention.solver, loaded.attention.iterations)
     tokens = make_plan(loaded).tile_tokens_cuda
