@@ -106,7 +106,7 @@ def test_draws_span_leakage():
     """Drawn leakages cover 1e-12 to 1, decade by decade, in the regime of (D), with tolerances far below the bounds."""
     leakages, regime, nats, relative = [], [], [], []
 
-    @settings(PROFILE, max_examples=400)  # which are drawn depends on the modules loaded before
+    @settings(PROFILE, max_examples=800)  # which are drawn depends on the modules loaded before: enough of them
     @given(instances(INDEPENDENT))
     def record(instance):
         solved = assertions.solve(instance)
@@ -122,9 +122,9 @@ def test_draws_span_leakage():
     record()
     edges = [-12, -10, -8, -6, -4, -2, 0]
     assert min(leakages) <= -12 and max(leakages) >= np.log10(0.5)
-    assert (np.histogram(leakages, edges)[0] >= 3).all()
-    assert (np.histogram(regime, edges)[0] >= 2).all()
-    assert np.quantile(nats, 0.8) < 0.05 and np.quantile(relative, 0.9) < 1e-3
+    assert (np.histogram(leakages, edges)[0] >= 5).all()
+    assert (np.histogram(regime, edges)[0] >= 3).all()
+    assert np.quantile(nats, 0.9) < 0.05 and np.quantile(relative, 0.9) < 1e-3
 
 
 def test_draws_span_shapes():
