@@ -40,9 +40,9 @@ def forms(loaded) -> set[tuple]:
     summary = (routing.summary, routing.summary_bits)
     budget = "mass" if candidates.mass is not None else "pages" if candidates.pages is not None else "tokens"
     depends = {
-        "summarize": summary, "score_pages": (*summary, routing.levels), "select_pages": (routing.levels,),
-        "sketch_pages": (loaded.sketch.transform,), "prepare_queries": (loaded.sketch.transform,),
-        "score_tokens": (loaded.sketch.transform,), "choose_tokens": (budget, candidates.share),
+        "summarize": (*summary, routing.levels, loaded.sketch.transform, plan.certified), "score_pages": (*summary, routing.levels), "select_pages": (routing.levels,),
+        "prepare_queries": (loaded.sketch.transform,),
+        "score_tokens": (loaded.sketch.transform, plan.prepares_in_place), "choose_tokens": (budget, candidates.share),
         "solve_tokens": (loaded.attention.solver,),
     }  # fmt: skip
     return {(kernel, plan.warps_on_cuda, plan.retries, *depends.get(kernel, ())) for kernel in plan.kernels}
@@ -97,19 +97,19 @@ def exercise(package, device) -> dict[str, int]:
             torch.cuda.synchronize(device)
 
     library.call = counted
-    # one split and several, many and few blocks; at last two levels of routing in kernels of their own
+    # one split and several, many and few blocks; at last two levels of routing for many rows, and in kernels of their own
     several = {"split_tokens": 16, "max_splits": 4}
     one = {"max_splits": 1, "blocks_per_sm": 1, "dense_blocks_per_sm": 1}
     cases = (
-        ((LONG, ONE, EMPTY), {}, False),
-        ((Length(eighths=9, tokens=5),), several, False),
-        ((Length(eighths=4),) * 2, one, False),
-        ((LONG, ONE), {}, hasattr(package.op, "ROUTED_ROWS")),
+        ((LONG, ONE, EMPTY), {}),
+        ((Length(eighths=9, tokens=5),), several),
+        ((Length(eighths=4),) * 2, one),
+        *(((LONG, ONE), {}, router) for router in (("route_rows", 1), None) if hasattr(package.op, "ROUTERS")),
     )
     try:
-        for seed, (lengths, changed, apart) in enumerate(cases):
-            fused = mock.patch.object(package.op, "ROUTED_ROWS", 0) if apart else contextlib.nullcontext()
-            with package.op.tuning.changed(**changed), fused:
+        for seed, (lengths, changed, *router) in enumerate(cases):
+            routed = mock.patch.object(package.op, "_router", lambda *_, way=router: way[0]) if router else contextlib.nullcontext()
+            with package.op.tuning.changed(**changed), routed:
                 call_all(package, make_step(subject, Case(lengths, seed)))
     finally:
         del library.call
@@ -182,11 +182,8 @@ def render(path: Path, folder: Path) -> None:
 
 
 def build(name: str, folder: Path) -> str:
-    """Compiles a package for the GPU that is here, into its own lib/; the problem, or an empty string."""
-    code = (
-        f"import sys, torch; sys.path.insert(0, {str(folder)!r}); from {name} import library; "
-        "target = library.target_of(torch.device('cuda', 0)); library.build(target, library.HERE / 'lib' / target)"
-    )
+    """Compiles a package for the GPU that is here unless its library is kept; the problem, or an empty string."""
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); from {name} import library; library.load('cuda', 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     return "" if done.returncode == 0 else done.stderr[-2000:]
 

@@ -17,13 +17,13 @@ BASE = """name: drawn
 model: {num_q_heads: 6, num_kv_heads: 2, head_dim: 48}
 cache: {page_size: 16}
 """
-ALWAYS = {"levels", "__init__", "attend", "lower", "merge", "select", "tile", "warps", "warp_attend", "warp_select"}
+ALWAYS = {"levels", "__init__", "attend", "lower", "merge", "select", "summarize", "tile", "warps", "warp_attend", "warp_select"}
 SKETCH = "sketch: {bits: 4, transform: hadamard}"
 CASES = {
-    "pages alone": ("routing: {pages: 8}", {"score", "summarize"}),
-    "tokens": ("routing: {pages: 8}\ncandidates: {tokens: 50}", {"score", "summarize", "tokens"}),
-    "pages of the routed": ("routing: {pages: 8}\ncandidates: {pages: 4}", {"score", "summarize", "tokens"}),
-    "sketches unused": (f"routing: {{pages: 8}}\n{SKETCH}", {"score", "summarize", "sketch"}),
+    "pages alone": ("routing: {pages: 8}", {"score"}),
+    "tokens": ("routing: {pages: 8}\ncandidates: {tokens: 50}", {"score", "tokens"}),
+    "pages of the routed": ("routing: {pages: 8}\ncandidates: {pages: 4}", {"score", "tokens"}),
+    "sketches unused": (f"routing: {{pages: 8}}\n{SKETCH}", {"score", "sketch"}),
     "routed by sketches": (f"routing: {{pages: 8, summary: sketch}}\n{SKETCH}", {"sketch"}),
     "tokens by sketches": (
         f"routing: {{pages: 8, summary: sketch}}\n{SKETCH}\ncandidates: {{tokens: 50, share: head}}",
@@ -31,7 +31,7 @@ CASES = {
     ),
     "a projection": (
         "routing: {pages: 8}\ncandidates: {tokens: 50}\nattention: {solver: entropic_projection}",
-        {"score", "summarize", "tokens", "solve"},
+        {"score", "tokens", "solve"},
     ),
     "a projection by sketches": (
         f"routing: {{pages: 8, summary: sketch}}\n{SKETCH}\ncandidates: {{tokens: 50, share: head}}\n"
@@ -40,14 +40,14 @@ CASES = {
     ),
     "an estimate": (
         "routing: {pages: 8, summary: box}\ncertificate: {kind: estimate}\nfallback: dense",
-        {"score", "summarize", "tokens", "certify"},
+        {"score", "tokens", "certify"},
     ),
     "a proof": (
         f"routing: {{pages: 8}}\n{SKETCH}\ncandidates: {{tokens: 50, mass: 0.9}}\n"
         "certificate: {kind: rigorous}\nfallback: expand",
-        {"score", "summarize", "sketch", "tokens", "certify"},
+        {"score", "sketch", "tokens", "certify"},
     ),
-    "a refresh": ("routing: {pages: 8, refresh: 16}", {"score", "summarize", "renew"}),
+    "a refresh": ("routing: {pages: 8, refresh: 16}", {"score", "renew"}),
     "a refresh of tokens": (
         f"routing: {{pages: 8, summary: sketch, refresh: 2}}\n{SKETCH}\ncandidates: {{tokens: 50}}\n"
         "certificate: {kind: rigorous}\nfallback: expand",
@@ -55,7 +55,7 @@ CASES = {
     ),
     "a projection refreshed": (
         "routing: {pages: 8, refresh: 3}\ncandidates: {tokens: 50}\nattention: {solver: entropic_projection}",
-        {"score", "summarize", "tokens", "solve", "renew"},
+        {"score", "tokens", "solve", "renew"},
     ),
     "a calibrated margin": (
         f"routing: {{pages: 8, summary: sketch}}\n{SKETCH}\ncertificate: {{kind: calibrated, margin: file.json}}",
@@ -81,7 +81,7 @@ def test_only_the_kernels_of_the_spec(case) -> None:
     expected |= {"candidates"} if "solve" in kernels else set()  # what both solvers share
     assert ("reference_solve.py" in rendered) is ("solve" in kernels)
     assert {Path(path).stem for path in rendered if path.startswith("kernels/") and path.endswith(".py")} == expected
-    assert set(plan.kernel_modules) == kernels | {"attend", "merge", "select"}
+    assert set(plan.kernel_modules) == kernels | {"attend", "merge", "select", "summarize"}
 
 
 def test_each_kernel_is_in_one_of_the_modules(case) -> None:

@@ -213,7 +213,8 @@ def test_pages_scored_by_sketches_by_hand() -> None:
     assert cost.sparse_bytes(plan, 2048).sketches == 0
     # 3 (512 + 32) a page of codes and scales
     assert cost.sparse_bytes(plan, 8192) == cost.StepBytes(0, 512 * 1632, 384 * 2048, 384 * 2048, 4 * (512 + 384))
-    assert "summarize" not in plan.kernels and plan.kernel_modules == ("attend", "merge", "select", "sketch")
+    assert plan.kept_of_pages == ("sketches",)
+    assert plan.kernel_modules == ("attend", "merge", "select", "summarize", "sketch")
     chosen = small("sketch: {bits: 4, transform: hadamard}", "candidates: {tokens: 64}", routing=", summary: sketch")
     assert cost.sparse_bytes(chosen, 8192).sketches == (512 + 128) * 1632
 

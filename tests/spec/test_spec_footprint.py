@@ -57,9 +57,9 @@ def test_tile_bytes_by_hand() -> None:
 @pytest.mark.parametrize(
     ("page", "kernels"),
     [
-        # what TileLang 0.1.15 lowers these kernels to, by the size of their dynamic shared memory
-        (("subpage_mean", 2, 128, 512, "float32", 32), {"score_pages": 168208, "summarize": 133120}),
-        (("box", None, 16, 128, "bfloat16", 64), {"score_pages": 25600, "summarize": 1536}),
+        # score_pages: what TileLang 0.1.15 lowers it to, by the size of its dynamic shared memory; summarize: no less
+        (("subpage_mean", 2, 128, 512, "float32", 32), {"score_pages": 168208, "summarize": 133632}),
+        (("box", None, 16, 128, "bfloat16", 64), {"score_pages": 25600, "summarize": 9216}),
     ],
 )
 def test_kernels_that_hold_whole_pages(page: tuple, kernels: dict[str, int]) -> None:
@@ -67,14 +67,15 @@ def test_kernels_that_hold_whole_pages(page: tuple, kernels: dict[str, int]) -> 
 
 
 def test_kernels_that_hold_whole_pages_by_hand() -> None:
-    # one row of 64 pages and 16 queries, 96 channels of 4 bytes; ids of 4 x 64 pages; 128 channels and 128 scales
+    # one row of 64 pages and 16 queries, 96 channels of 4 bytes; ids of 4 x 64 pages; 16 rows and scales of 128 channels
     assert footprint.page_kernels("mean", None, 16, 80, "float32", 64) == {
         "score_pages": (16 + 64) * 96 * 4 + 1024,
-        "summarize": 1024,
+        "summarize": 17 * 128 * 4 + 512,
     }
     # a page of 128 sketches is scored at a time, whatever the tile; its logits are float32
     assert footprint.page_kernels("sketch", None, 128, 128, "bfloat16", 64) == {
-        "score_pages": (16 + 128) * 128 * 2 + 16 * 128 * 4 + 16
+        "score_pages": (16 + 128) * 128 * 2 + 16 * 128 * 4 + 16,
+        "summarize": 17 * 128 * 4 + 512,
     }
 
 

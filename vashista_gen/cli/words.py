@@ -17,16 +17,15 @@ class Kernel:
 
 
 KERNELS = {
-    "summarize": Kernel("append", "K of the pages appended to", "their summaries, in place"),
-    "route_pages": Kernel("step", "q, summaries of super-pages and of the beam's pages", "the next four's, in one launch"),
+    "summarize": Kernel("append", "K of the pages appended to", "what is kept of them, in place"),
+    "route_pages": Kernel("step", "q, summaries of super-pages and of the beam's pages", "the four below's, in one launch"),
+    "route_rows": Kernel("step", "the same, where rows are many", "the same"),
     "score_super_pages": Kernel("step", "q, summaries of super-pages, block_table", "a score for each query head and one"),
     "select_super_pages": Kernel("step", "super-page scores", "the beam for each KV head"),
     "score_pages": Kernel("step", "q, summaries of every page, block_table", "a score for each query head and page"),
     "select_pages": Kernel("step", "page scores", "selected_pages: P for each KV head"),
     "renew_pages": Kernel("between", "pages of the last routing, seq_lens", "selected_pages for the present lengths"),
     "order_pages": Kernel("instead", "pages given by the caller", "selected_pages, ascending, each once"),
-    "sketch_pages": Kernel("append", "K of the pages appended to", "their tokens' sketches, in place"),
-    "measure_pages": Kernel("append", "K and V of the pages appended to", "their radii, in place"),
     "prepare_queries": Kernel("step", "q, centres, balances", "rotated queries and their norms"),
     "score_tokens": Kernel("step", "q, K of the selected pages", "a score for each query head and token"),
     "choose_tokens": Kernel("step", "token scores", "selected_tokens, and which heads keep each"),
@@ -55,7 +54,7 @@ WHEN = {
     "dense": "decode_dense",
     "caller": "merge_states",
 }
-_ROUTING = ("route_pages", "score_super_pages", "select_super_pages", "score_pages", "select_pages")
+_ROUTING = ("route_pages", "route_rows", "score_super_pages", "select_super_pages", "score_pages", "select_pages")
 _SUMMARIES = {
     "mean": "the mean of its keys",
     "subpage_mean": "the means of its groups of {subpage} tokens",

@@ -52,7 +52,6 @@ TEMPLATES = {
 }
 ONLY_IF = {  # these files are written only if the plan says so
     "kernels/sketch.py": lambda plan: plan.sketch,
-    "kernels/summarize.py": lambda plan: not plan.scores_by_sketch,
     "kernels/score.py": lambda plan: not plan.scores_by_sketch,
     "kernels/warp_score.py": lambda plan: not plan.scores_by_sketch,
     "kernels/renew.py": lambda plan: plan.refreshes,

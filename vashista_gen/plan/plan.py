@@ -174,11 +174,9 @@ class Plan:
         attend = "solve_tokens" if self.projects else "attend_tokens"
         bound = "estimate_omitted" if self.spec.certificate.kind == "estimate" else "bound_tokens"
         return (
-            *(() if self.scores_by_sketch else ("summarize",)),
-            *(("sketch_pages",) if self.sketch else ()),
-            *(("measure_pages",) if self.certified else ()),
+            "summarize",
             *(("prepare_queries",) if self.sketch else ()),
-            *(("route_pages",) if self.fused_routing else ()),
+            *(("route_pages", "route_rows") if self.fused_routing else ()),
             *(("score_super_pages", "select_super_pages") if self.two_levels else ()),
             *("score_pages", "select_pages", "order_pages"),
             *(("renew_pages",) if self.refreshes else ()),
@@ -186,6 +184,28 @@ class Plan:
             *((bound, "certify") if self.certified else ()),
             *(("attend_failed", "merge_failed") if self.retries else ()),
             *("attend_dense", "merge_splits", "merge_states"),
+        )
+
+    @property
+    def prepares_in_place(self) -> bool:
+        """Whether on a GPU the scoring of tokens prepares the queries itself: nothing else reads them prepared."""
+        sketch, others = self.spec.sketch, self.certified or self.scores_by_sketch
+        by_warps = sketch.transform == "page_channel" and sketch.bits in (4, 8) and self.spec.model.head_dim % 32 == 0
+        return self.sketch and self.token_list and self.warps_on_cuda and by_warps and not others
+
+    @property
+    def pages_summarized(self) -> bool:
+        """Whether pages have summaries beside the sketches of their tokens."""
+        return not self.scores_by_sketch
+
+    @property
+    def kept_of_pages(self) -> tuple[str, ...]:
+        """What `summarize` makes of pages, each by blocks of its own, those that take longest first."""
+        return (
+            *(("super_pages",) if self.two_levels else ()),
+            *(("sketches",) if self.sketch else ()),
+            *(("pages",) if self.pages_summarized else ()),
+            *(("radii",) if self.certified else ()),
         )
 
     @property
@@ -218,8 +238,8 @@ class Plan:
     def kernel_modules(self) -> tuple[str, ...]:
         """Modules of the package that hold kernels."""
         return (
-            *("attend", "merge", "select"),
-            *(("sketch",) if self.scores_by_sketch else ("score", "summarize")),
+            *("attend", "merge", "select", "summarize"),
+            *(("sketch",) if self.scores_by_sketch else ("score",)),
             *(("sketch",) if self.sketch and not self.scores_by_sketch else ()),
             *(("route",) if self.fused_routing else ()),
             *(("renew",) if self.refreshes else ()),

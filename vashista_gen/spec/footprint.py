@@ -82,8 +82,8 @@ def page_kernels(
     """Bytes of shared memory of the kernels that hold whole pages, beside attention tiles of `tokens`.
 
     score_pages: (16 d + rows d) * itemsize, 16 d more for a box, float32 logits [16, rows] where those of a page are
-    summed and the sizes [rows] of its groups, 16 bytes of page ids a page; summarize: float32 rows [rows of a page, c],
-    and scales [c] or a reduction; d = head_dim rounded up to a multiple of 32, c to one of 128.
+    summed and the sizes [rows] of its groups, 16 bytes of page ids a page; summarize: float32 rows [16 or more, c],
+    scales [c] and a reduction; d = head_dim rounded up to a multiple of 32, c to one of 128.
     """
     pages, padded, channels = (
         pages_scored(summary, subpage, page_size, tokens),
@@ -95,8 +95,8 @@ def page_kernels(
     queries = 2 * ROWS if summary == "box" else ROWS
     logits = 4 * {"subpage_mean": ROWS + 1, "sketch": ROWS}.get(summary, 0) * rows
     found = {"score_pages": (queries + rows) * padded * ITEM_BYTES[dtype] + logits + 4 * TILES_OF_SCORES * pages}
-    if summary != "sketch":
-        found["summarize"] = 4 * page_rows * channels + max(4 * channels, REDUCTION_BYTES)
+    held = ROWS if summary == "sketch" else max(ROWS, page_rows)
+    found["summarize"] = 4 * (held + 1) * channels + REDUCTION_BYTES
     return found
 
 
