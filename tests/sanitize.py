@@ -104,7 +104,7 @@ def exercise(package, device) -> dict[str, int]:
         ((LONG, ONE, EMPTY), {}),
         ((Length(eighths=9, tokens=5),), several),
         ((Length(eighths=4),) * 2, one),
-        *(((LONG, ONE), {}, router) for router in (("route_rows", 1), None) if hasattr(package.op, "ROUTERS")),
+        *(((LONG, ONE), {}, router) for router in (("route_rows", 1), None) if library.has("route_rows")),
     )
     try:
         for seed, (lengths, changed, *router) in enumerate(cases):
