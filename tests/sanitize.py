@@ -40,7 +40,8 @@ def forms(loaded) -> set[tuple]:
     summary = (routing.summary, routing.summary_bits)
     budget = "mass" if candidates.mass is not None else "pages" if candidates.pages is not None else "tokens"
     depends = {
-        "summarize": (*summary, routing.levels, loaded.sketch.transform, plan.certified), "score_pages": (*summary, routing.levels), "select_pages": (routing.levels,),
+        "summarize": (*summary, routing.levels, loaded.sketch.transform, plan.certified),
+        "score_pages": (*summary, routing.levels), "select_pages": (routing.levels,),
         "prepare_queries": (loaded.sketch.transform,),
         "score_tokens": (loaded.sketch.transform, plan.prepares_in_place), "choose_tokens": (budget, candidates.share),
         "solve_tokens": (loaded.attention.solver,),

@@ -25,7 +25,8 @@ certificate: {kind: rigorous, tolerance: 0.1}
 fallback: expand
 targets: [c]
 """
-# NHD, sub-pages in 4 bits, every token of pages that may be kept from other steps; HND, box in 8 bits, a token budget for each head, soft cap
+# NHD, sub-pages in 4 bits, every token of pages that may be kept from other steps; HND, box in 8 bits, a token budget for each
+# head, soft cap
 SPECS = {
     "tiny": (TESTS.parent / "specs" / "tiny.yaml").read_text(encoding="utf-8").replace("pages: 4", "pages: 4, refresh: 4"),
     "hnd_box8": (TESTS / "golden" / "hnd_box8.yaml").read_text(encoding="utf-8"),

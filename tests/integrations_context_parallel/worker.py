@@ -78,9 +78,9 @@ def check_tokens(decoder, package, here, whole, budgets):
     page_size = package.SPEC["cache"]["page_size"]
     for b, h in [(b, h) for b in range(q.shape[0]) for h in range(wanted[2].shape[1])]:
         found = {}
-        for rank, (tokens, heads, counts) in enumerate(zip(*everyone, strict=True)):
+        for rank, (listed, heads, counts) in enumerate(zip(*everyone, strict=True)):
             n = int(counts[b, h])
-            positions = tokens[b, h, :n]
+            positions = listed[b, h, :n]
             logical_positions = (positions // page_size * decoder.ranks + rank) * page_size + positions % page_size
             found |= dict(zip(logical_positions.tolist(), heads[b, h, :n].tolist(), strict=True))
         n = int(wanted[2][b, h])

@@ -143,7 +143,7 @@ def test_draws_span_shapes():
             assert hard.degenerate
 
     record()
-    sizes, counts, dims = (np.array(column) for column in zip(*shapes))
+    sizes, counts, dims = (np.array(column) for column in zip(*shapes, strict=True))
     assert layouts == set(LAYOUTS)
     assert counts.max() == 2000 and dims.max() == 64
     assert min(gaps) < 1e-5 and max(gaps) > 5

@@ -89,7 +89,7 @@ def _exact_on_a_line(places, direction, query, epsilon):
     getcontext().prec = 60
     places, direction, query = ([Decimal(float(v)) for v in values] for values in (places, direction, query))
     square = sum(v * v for v in direction)
-    pull, epsilon = sum(v * q for v, q in zip(direction, query)), Decimal(float(epsilon))
+    pull, epsilon = sum(v * q for v, q in zip(direction, query, strict=True)), Decimal(float(epsilon))
 
     def log_weights(t):
         logits = [-place * (square * t - pull) / epsilon for place in places]
@@ -100,7 +100,7 @@ def _exact_on_a_line(places, direction, query, epsilon):
     low, high = min(places), max(places)
     for _ in range(170):
         middle = (low + high) / 2
-        mean = sum(place * log.exp() for place, log in zip(places, log_weights(middle)))
+        mean = sum(place * log.exp() for place, log in zip(places, log_weights(middle), strict=True))
         low, high = (middle, high) if mean > middle else (low, middle)
     return low, log_weights(low)
 
@@ -114,9 +114,9 @@ def test_entropic_against_decimals(along, across, log_epsilon, resolved):
     query = along * direction + across * np.array([-1.0, 3.0])
     solution = entropic_projection(places[:, None] * direction, query, 10.0 ** (log_epsilon + 1))
     exact, logs = _exact_on_a_line(places, direction, query, 10.0 ** (log_epsilon + 1))
-    off = sum((Decimal(float(have)) - exact * int(v)) ** 2 for have, v in zip(solution.point, direction)).sqrt()
+    off = sum((Decimal(float(have)) - exact * int(v)) ** 2 for have, v in zip(solution.point, direction, strict=True)).sqrt()
     assert off <= Decimal(solution.point_error)
-    errors = [abs(Decimal(float(have)) - want) for have, want in zip(solution.log_weights, logs)]
+    errors = [abs(Decimal(float(have)) - want) for have, want in zip(solution.log_weights, logs, strict=True)]
     # the mass of the returned logs may be off 1 by a few roundings, which the certificate's exact a is not
     assert max(errors) <= Decimal(solution.log_weight_error + gamma(16))
     assert solution.log_weight_error < resolved * max(1.0, across) ** 2  # nats; falls as epsilon^(-3/2)

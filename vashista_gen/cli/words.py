@@ -19,7 +19,7 @@ class Kernel:
 KERNELS = {
     "summarize": Kernel("append", "K of the pages appended to", "what is kept of them, in place"),
     "route_pages": Kernel("step", "q, summaries of super-pages and of the beam's pages", "the four below's, in one launch"),
-    "route_rows": Kernel("step", "the same, where rows are many", "the same"),
+    "route_rows": Kernel("step", "the same, for more rows than multiprocessors", "the same"),
     "score_super_pages": Kernel("step", "q, summaries of super-pages, block_table", "a score for each query head and one"),
     "select_super_pages": Kernel("step", "super-page scores", "the beam for each KV head"),
     "score_pages": Kernel("step", "q, summaries of every page, block_table", "a score for each query head and page"),
@@ -102,6 +102,9 @@ def kernels(plan: Plan) -> list[tuple[str, Kernel]]:
         if plan.scores_by_sketch:
             by_sketch["score_pages"] = "prepared queries, sketches of every page, block_table"
         named = [(name, replace(kernel, reads=by_sketch.get(name, kernel.reads))) for name, kernel in named]
+    if plan.prepares_in_place:
+        gives = "rotated queries and their norms; on GPUs score_tokens does"
+        named = [(name, replace(kernel, gives=gives) if name == "prepare_queries" else kernel) for name, kernel in named]
     if plan.projects:
         named = [(name, replace(kernel, when="dense") if name == "merge_splits" else kernel) for name, kernel in named]
     if plan.refreshes:

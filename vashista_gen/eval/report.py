@@ -15,8 +15,8 @@ from rich.table import Table
 from vashista_gen.eval import metrics
 from vashista_gen.eval.progress import Stages
 
-COLUMNS = ("name", "router", "budget", "as_written", "share_of_dense_bytes", "tokens", "tokens_kept", "nll_difference", "nll_difference_error",
-           "perplexity", "dense_perplexity", "perplexity_change", "kl", "kl_error", "agreement", "needles_found",
+COLUMNS = ("name", "router", "budget", "as_written", "share_of_dense_bytes", "tokens", "tokens_kept", "nll_difference",
+           "nll_difference_error", "perplexity", "dense_perplexity", "perplexity_change", "kl", "kl_error", "agreement", "needles_found",
            "needle_nll")  # fmt: skip
 
 
@@ -92,8 +92,8 @@ def _cells(row):
     error = row["nll_difference_error"]
     change = f"{row['nll_difference']:+.4f}" + (f" ±{error:.4f}" if error is not None else "")
     return (
-        row["label"], f"{row['budget']}" if row["tokens_kept"] is None else f"{row['tokens_kept']:.0f} (<= {row['budget']})", f"{row['share_of_dense_bytes']:.1%}", f"{row['perplexity_change']:+.2%}",
-        change, f"{row['kl']:.4f}", f"{row['agreement']:.3f}",
+        row["label"], f"{row['budget']}" if row["tokens_kept"] is None else f"{row['tokens_kept']:.0f} (<= {row['budget']})",
+        f"{row['share_of_dense_bytes']:.1%}", f"{row['perplexity_change']:+.2%}", change, f"{row['kl']:.4f}", f"{row['agreement']:.3f}",
     )  # fmt: skip
 
 
