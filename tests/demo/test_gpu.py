@@ -11,7 +11,7 @@ from vashista_gen.demo import gpu
 
 
 def fake(monkeypatch, *, nvcc, broken=()):
-    """A package of three kernels, of which some cannot be lowered."""
+    """A package of three kernels for GPUs and one that they lack; some cannot be lowered."""
 
     def cuda_source(kernel, target):
         print("chatter")
@@ -21,15 +21,20 @@ def fake(monkeypatch, *, nvcc, broken=()):
 
     def build(target, directory):
         Path(directory).mkdir()
-        for kernel in library.KERNELS:
+        names = kernels_of(target, library.KERNELS)
+        for kernel in names:
             cuda_source(kernel, target)
-        (Path(directory) / "library.json").write_text(json.dumps({"kernels": dict.fromkeys(library.KERNELS)}))
+        (Path(directory) / "library.json").write_text(json.dumps({"kernels": dict.fromkeys(names)}))
         return Path(directory)
+
+    def kernels_of(target, names):
+        return [name for name in names if name != "zero" or not target.startswith("cuda")]
 
     package, library, kernels, lower = (
         ModuleType(name) for name in ("fake", "fake.library", "fake.kernels", "fake.kernels.lower")
     )
-    library.KERNELS, library.build, lower.cuda_source = ("one", "two", "three"), build, cuda_source
+    library.KERNELS, library.build = ("zero", "one", "two", "three"), build
+    lower.cuda_source, lower.kernels_of = cuda_source, kernels_of
     for module in (package, library, kernels, lower, ModuleType("tilelang")):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     library.cuda_compiler = lambda: "/usr/bin/nvcc" if nvcc else None

@@ -36,7 +36,7 @@ def run(path: Path, target: str, out: Path) -> None:
     for one in targets:
         folder = out / spec.name / one
         with (
-            working(f"compiling {len(library.KERNELS)} kernels of {spec.name} for {one}"),
+            working(f"compiling the kernels of {spec.name} for {one}"),
             _no_empty_folders(folder, out),
         ):
             try:

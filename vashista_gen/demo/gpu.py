@@ -24,20 +24,21 @@ def lower(package: Any, target: str = TARGET) -> str:
         importlib.import_module("tilelang")
         with _quiet():
             machine_code = library.cuda_compiler() is not None
-            failed = (_build if machine_code else _sources)(package, library, target)
+            kernels = importlib.import_module(f"{package.__name__}.kernels.lower")
+            names = kernels.kernels_of(target, library.KERNELS)
+            failed = _build(library, names, target) if machine_code else _sources(kernels, names, target)
     except ImportError as error:
         return f"kernels not lowered to CUDA, TileLang is missing ({error}); next: pip install tilelang==0.1.15"
-    total = len(library.KERNELS)
+    total = len(names)
     how = "machine code compiled by nvcc" if machine_code else "no nvcc found: source only"
     line = f"kernels lowered to CUDA: {total - len(failed)} of {total} for {target} ({how})"
     return "; ".join([line, *dict.fromkeys(failed.values())])  # each reason once
 
 
-def _sources(package, library, target):
+def _sources(kernels, names, target):
     """{kernel: reason} of the kernels that have no CUDA source."""
-    kernels = importlib.import_module(f"{package.__name__}.kernels.lower")
     failed = {}
-    for kernel in library.KERNELS:
+    for kernel in names:
         try:
             kernels.cuda_source(kernel, target)
         except Exception as error:  # whatever TileLang raises
@@ -45,15 +46,15 @@ def _sources(package, library, target):
     return failed
 
 
-def _build(package, library, target):
+def _build(library, names, target):
     """{kernel: reason} of the kernels that nvcc made no library of; a build makes all or none."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
             built = library.build(target, Path(scratch) / "library")
         except Exception as error:  # whatever TileLang or nvcc raises
-            return dict.fromkeys(library.KERNELS, _first_line(error))
+            return dict.fromkeys(names, _first_line(error))
         made = json.loads((built / "library.json").read_text())["kernels"]
-    return {kernel: f"{kernel}: not in the library" for kernel in library.KERNELS if kernel not in made}
+    return {kernel: f"{kernel}: not in the library" for kernel in names if kernel not in made}
 
 
 def _first_line(error):
