@@ -6,10 +6,12 @@ So do those of certificates and fallbacks, which no shipped spec has.
 import ctypes
 import importlib
 import json
+import re
 
 import pytest
 
 from vashista_gen import spec
+from vashista_gen.spec.footprint import page_kernels
 
 from .conftest import ROOT
 from .lowered import alike_branches
@@ -44,9 +46,14 @@ def parts_of(packages, wanted):
 )
 def test_every_kernel_lowers(packages, name, target):
     path = ROOT / ("tests/shapes" if name in CERTIFIED else "specs") / f"{name}.yaml"
-    library, lower = parts_of(packages, spec.load(path))
+    loaded = spec.load(path)
+    library, lower = parts_of(packages, loaded)
+    routing, model, page_size = loaded.routing, loaded.model, loaded.cache.page_size
+    held = page_kernels(routing.summary, routing.subpage, page_size, model.head_dim, model.dtype, 64)["summarize"]
     for kernel in library.KERNELS:
         source, tensors = lower.cuda_source(kernel, target)
+        if kernel == "summarize":
+            assert 0 < int(re.search(r"dynamicSmemBytes = (\d+)", source)[1]) <= held
         assert f'extern "C" int {kernel}_kernel_launch(' in source and "__global__" in source
         assert tensors and "double" not in source
         assert not alike_branches(source), kernel

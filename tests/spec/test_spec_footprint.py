@@ -57,7 +57,8 @@ def test_tile_bytes_by_hand() -> None:
 @pytest.mark.parametrize(
     ("page", "kernels"),
     [
-        # score_pages: what TileLang 0.1.15 lowers it to, by the size of its dynamic shared memory; summarize: no less
+        # score_pages: what TileLang 0.1.15 lowers it to, by the size of its dynamic shared memory; summarize: no
+        # less, as tests/op/test_lowering.py sees
         (("subpage_mean", 2, 128, 512, "float32", 32), {"score_pages": 168208, "summarize": 133632}),
         (("box", None, 16, 128, "bfloat16", 64), {"score_pages": 25600, "summarize": 9216}),
     ],
