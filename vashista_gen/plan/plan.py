@@ -194,6 +194,11 @@ class Plan:
         return self.sketch and self.token_list and self.warps_on_cuda and by_warps and not others
 
     @property
+    def merges_in_cluster(self) -> bool:
+        """Whether on a GPU attention to what is kept merges its splits itself, in a cluster of blocks where there are such."""
+        return self.warps_on_cuda and not self.projects and not self.retries
+
+    @property
     def pages_summarized(self) -> bool:
         """Whether pages have summaries beside the sketches of their tokens."""
         return not self.scores_by_sketch
