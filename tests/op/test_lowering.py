@@ -57,6 +57,12 @@ def test_every_kernel_lowers(packages, name, target):
         assert f'extern "C" int {kernel}_kernel_launch(' in source and "__global__" in source
         assert tensors and "double" not in source
         assert not alike_branches(source), kernel
+        # a kernel whose blocks meet is launched as clusters of them, on GPUs that have such; on others the last block merges
+        clustered, meets = "#if 1\n  wanted[1].id = cudaLaunchAttributeClusterDimension" in source, "cluster_barrier()" in source
+        assert clustered == (target == "cuda-sm_90a" and (meets or "merge_in_cluster<" in source)), kernel
+        assert ("last_to_arrive(" in source, "merge_in_cluster<" in source) == (
+            kernel in lower.MERGE and not clustered, kernel in lower.MERGE and clustered
+        ), kernel
 
 
 @pytest.mark.nvcc
