@@ -105,6 +105,9 @@ def kernels(plan: Plan) -> list[tuple[str, Kernel]]:
     if plan.prepares_in_place:
         gives = "rotated queries and their norms; on GPUs score_tokens does"
         named = [(name, replace(kernel, gives=gives) if name == "prepare_queries" else kernel) for name, kernel in named]
+    if plan.merges_in_cluster:
+        merged = {name: "out and lse; on a CPU those of each split" for name in ("attend_pages", "attend_tokens")}
+        named = [(name, replace(kernel, gives=merged.get(name, kernel.gives))) for name, kernel in named]
     if plan.projects:
         named = [(name, replace(kernel, when="dense") if name == "merge_splits" else kernel) for name, kernel in named]
     if plan.refreshes:
