@@ -19,15 +19,15 @@ def test_selection(subject, case):
     check_selection(subject, case)
 
 
-WAYS = [None, ("route_rows", 1), *(("route_pages", blocks) for blocks in range(1, 9))]
+WAYS = [None, ("route_rows", 1), *(("route_pages", blocks) for blocks in (*range(1, 9), 12, 16))]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way)) if way else "apart")
 def test_every_way_to_route(two_levels, monkeypatch, way):
     """In one launch, with any number of blocks a row, or in four."""
-    if two_levels.exact or not hasattr(two_levels.part("op"), "ROUTERS"):
+    if two_levels.exact or not hasattr(two_levels.part("op"), "_router"):
         pytest.skip("of kernels whose blocks form clusters")
-    monkeypatch.setattr(two_levels.part("op"), "_router", lambda lib, rows, entries: way)
+    monkeypatch.setattr(two_levels.part("op"), "_router", lambda lib, rows, supers: way)
     check_selection(two_levels, Case((LONG, Length(eighths=8), Length(eighths=8, tokens=1)), seed=7))
     check_selection(two_levels, Case((LONG, LONG), seed=3), 6)
 

@@ -95,7 +95,20 @@ class Plan:
     @property
     def fused_routing(self) -> bool:
         """Whether both levels are routed by one kernel where blocks form clusters; its scores serve no second choice."""
-        return self.may_fuse and self.two_levels and self.warps_on_cuda and not self.retries
+        fits = self.routed_supers > (self.spec.routing.beam or 0)
+        return self.may_fuse and self.two_levels and self.warps_on_cuda and fits and not self.retries
+
+    @property
+    def routed_supers(self) -> int:
+        """Super-pages of a row whose scores fit a block's shared memory beside those of the pages in the beam, in that kernel."""
+        routing = self.spec.routing
+        rows = 180 * 1024 // (4 * -(-self.spec.group_size // 4) * 4) - (routing.beam or 0) * (routing.super_pages or 0)
+        return max(0, min(4096, rows // 512 * 512))
+
+    @property
+    def routed_entries(self) -> int:
+        """Pages or super-pages of a row whose scores one block keeps, of which a multiprocessor has two."""
+        return 2048 if self.spec.group_size <= 8 else 1024
 
     @property
     def summary_parts(self) -> int:
