@@ -57,12 +57,16 @@ def test_every_kernel_lowers(packages, name, target):
         assert f'extern "C" int {kernel}_kernel_launch(' in source and "__global__" in source
         assert tensors and "double" not in source
         assert not alike_branches(source), kernel
-        # a kernel whose blocks meet is launched as clusters of them, on GPUs that have such; on others the last block merges
-        clustered, meets = "#if 1\n  wanted[1].id = cudaLaunchAttributeClusterDimension" in source, "cluster_barrier()" in source
-        assert clustered == (target == "cuda-sm_90a" and (meets or "merge_in_cluster<" in source)), kernel
-        assert ("last_to_arrive(" in source, "merge_in_cluster<" in source) == (
-            kernel in lower.MERGE and not clustered, kernel in lower.MERGE and clustered
-        ), kernel
+        # a kernel whose blocks send each other something is launched as clusters of them, on GPUs that have such; on others the
+        # last block merges
+        clustered = "#if 1\n  wanted[1].id = cudaLaunchAttributeClusterDimension" in source
+        sends = [("start_receiving()", "receive_rows<"), ("start_merge_in_cluster<", "merge_in_cluster<")]
+        found = [tuple(call in source for call in calls) for calls in sends]
+        assert all(first == last for first, last in found), kernel
+        assert clustered == (kernel in lower.CLUSTERS and target == "cuda-sm_90a"), kernel
+        assert any(found[0] + found[1]) == (clustered or kernel == "route_pages"), kernel  # which no other GPU has
+        merges = kernel in lower.CLUSTERS and kernel not in lower.ROUTE
+        assert ("last_to_arrive(" in source, found[1][0]) == (merges and not clustered, merges and clustered), kernel
 
 
 @pytest.mark.nvcc
