@@ -18,7 +18,8 @@ from vashista_gen.plan import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "specs").glob("*.yaml"))
-SPECS = [*SHIPPED, *(ROOT / "tests" / "golden" / f"{name}.yaml" for name in ("hnd_box8", "certified"))]
+MEASURED = sorted((ROOT / "specs" / "bench").glob("*.yaml"))
+SPECS = [*SHIPPED, *MEASURED, *(ROOT / "tests" / "golden" / f"{name}.yaml" for name in ("hnd_box8", "certified"))]
 ABSOLUTE = re.compile(r"""(?<![\w.~})\]/])/(?:home|root|tmp|usr|opt|mnt|var|etc|Users)/|\b[A-Z]:\\""")
 DATE = re.compile(r"\b(?:19|20)\d\d-\d\d-\d\d\b|\b\d\d:\d\d:\d\d\b")
 DIGEST = """\

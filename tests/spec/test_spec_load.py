@@ -17,6 +17,7 @@ from vashista_gen.errors import DriftError, MissingEnvironmentError, SpecError, 
 
 SPECS = Path(__file__).resolve().parents[2] / "specs"
 SHIPPED = sorted(SPECS.glob("*.yaml"))
+MEASURED = sorted((SPECS / "bench").glob("*.yaml"))
 MINIMAL = """name: small
 model: {num_q_heads: 9, num_kv_heads: 3, head_dim: 64}
 cache: {page_size: 16}
@@ -182,13 +183,14 @@ def test_what_is_no_float(value: str) -> None:
     assert len(caught.value.problems) == 1
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*SHIPPED, *MEASURED], ids=lambda path: path.stem)
 def test_shipped_specs_load_and_round_trip(path: Path) -> None:
     loaded = spec.load(path)
     again = spec.loads(yaml.safe_dump(loaded.to_dict()), path.name)
     assert again == loaded
     assert again.to_dict() == loaded.to_dict()
-    assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=schema.json\n# Shape: ")
+    schema, about = ("schema.json", "Shape: ") if path in SHIPPED else ("../schema.json", "To measure with: ")
+    assert path.read_text(encoding="utf-8").startswith(f"# yaml-language-server: $schema={schema}\n# {about}")
 
 
 def test_shipped_shapes() -> None:

@@ -10,7 +10,7 @@ import yaml
 from vashista_gen import spec
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = sorted((ROOT / "specs").glob("*.yaml"))
+SHIPPED = sorted([*(ROOT / "specs").glob("*.yaml"), *(ROOT / "specs" / "bench").glob("*.yaml")])
 CASES = sorted((ROOT / "tests" / "invalid").glob("*.yaml"))
 # Rules of one key's value and of the keys of a section, which the schema has too (a keyword as a name excepted).
 IN_SCHEMA = {3, 5, 7, 8, 9, 13, 14, 15, 16, 18, 20, 21, 22, 24, 26, 28, 31, 36}
