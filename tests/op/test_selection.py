@@ -32,6 +32,17 @@ def test_every_way_to_route(two_levels, monkeypatch, way):
     check_selection(two_levels, Case((LONG, LONG), seed=3), 6)
 
 
+@pytest.mark.parametrize("way", [None, ("route_pages", 1), ("route_pages", 5)], ids=lambda way: "-".join(map(str, way)) if way else "apart")
+@pytest.mark.parametrize("family", ["normal", "constant"])
+def test_many_super_pages(two_levels, monkeypatch, way, family):
+    """More than two for each thread of a block that routes: a few are told from the many first, unless all are alike."""
+    if two_levels.exact or not hasattr(two_levels.part("op"), "_router"):
+        pytest.skip("of kernels whose blocks form clusters")
+    monkeypatch.setattr(two_levels.part("op"), "_router", lambda lib, rows, supers: way)
+    pages = 1100 * two_levels.spec["routing"]["super_pages"]
+    check_selection(two_levels, Case((Length(pages=pages, tokens=5),), seed=11, family=family))
+
+
 @examples(8)
 @given(case=cases(), pins=st.integers(1, 6))
 @example(case=Case((LONG, LONG)), pins=40)
