@@ -166,7 +166,10 @@ def routing(plan: Plan) -> str:
     kept = f"always the first {first} and" if routing.sink_pages else "always"
     levels = ""
     if plan.two_levels:
-        share = "in one launch where blocks form clusters (sm_90 and later)" if plan.fused_routing else "in four launches"
+        share = "in four launches"
+        if plan.fused_routing:
+            places = " and ".join(f"sm_{major}{minor}" for major, minor in plan.routed_on)
+            share = f"in one launch on {places}, where blocks form clusters and have the shared memory, elsewhere in four"
         levels = (
             f" Super-pages of {routing.super_pages} pages are scored first, by summaries of the same form, and then the pages of "
             f"the best {routing.beam} alone: from {routing.beam * (routing.super_pages or 0) * page_size:,} tokens on routing reads "

@@ -7,6 +7,7 @@ from typing import Any
 
 from vashista_gen.spec import Spec
 from vashista_gen.spec.footprint import attention_tile, pages_scored, recent_super_pages, summary_rows
+from vashista_gen.spec.hardware import architectures, hardware_of
 from vashista_gen.spec.kernels import LEAST_ROWS
 
 TILE_TOKENS_C = 16  # one zmm register of float32 logits; the smallest page
@@ -15,7 +16,15 @@ MIN_TILE_TOKENS = 32
 PART_STEPS = 4  # of a warp that scores, each of at least LEAST_ROWS summary rows
 WARPS = 4
 CONSTANT_FIELDS = ("center", "balance", "spread", "value_center", "margin")  # of summaries: no page's
+ROUTED_KEYS = 4096  # entries of a level among which a block of 512 threads chooses in one launch
+SELECTION_BYTES = 24 * 1024  # most of shared memory that choosing takes itself; ptxas says 6 to 20 KiB
 MOST_SUMS = 256  # channels times tiles of 8 query heads whose sums one warp holds: half a lane's registers
+
+
+def _capability(text: str) -> tuple[int, int]:
+    """(9, 0) of "9.0"."""
+    major, minor = text.split(".")
+    return int(major), int(minor)
 
 
 @dataclass(frozen=True)
@@ -95,15 +104,42 @@ class Plan:
     @property
     def fused_routing(self) -> bool:
         """Whether both levels are routed by one kernel where blocks form clusters; its scores serve no second choice."""
-        fits = self.routed_supers > (self.spec.routing.beam or 0)
+        beam = self.spec.routing.beam or 0
+        fits = self.routed_supers > beam and beam * (self.spec.routing.super_pages or 0) <= ROUTED_KEYS
         return self.may_fuse and self.two_levels and self.warps_on_cuda and fits and not self.retries
 
     @property
     def routed_supers(self) -> int:
         """Super-pages of a row whose scores fit a block's shared memory beside those of the pages in the beam, in that kernel."""
         routing = self.spec.routing
-        rows = 180 * 1024 // (4 * -(-self.spec.group_size // 4) * 4) - (routing.beam or 0) * (routing.super_pages or 0)
-        return max(0, min(4096, rows // 512 * 512))
+        room = min(180 * 1024, hardware_of("cuda-sm_90a").shared_bytes_per_block - self._routed_beside)
+        rows = room // self._row_of_scores - (routing.beam or 0) * (routing.super_pages or 0)
+        return max(0, min(ROUTED_KEYS, rows // 512 * 512))
+
+    @property
+    def routed_on(self) -> tuple[tuple[int, int], ...]:
+        """Compute capabilities of the GPUs whose blocks have the shared memory that kernel takes, and form clusters."""
+        routing = self.spec.routing
+        rows = self.routed_supers + (routing.beam or 0) * (routing.super_pages or 0)
+        needed = rows * self._row_of_scores + self._routed_beside
+        found = ((_capability(one.compute_capability), one.shared_bytes_per_block) for one in architectures())
+        return tuple(sorted(capability for capability, held in found if capability >= (9, 0) and held >= needed))
+
+    @property
+    def _row_of_scores(self) -> int:
+        """Bytes of the scores of one entry: of one or two heads, or of a multiple of four."""
+        group = self.spec.group_size
+        return 4 * (group if group <= 2 else -(-group // 4) * 4)
+
+    @property
+    def _routed_beside(self) -> int:
+        """Most bytes of shared memory of that kernel beside the scores of all entries, its 16 warps and 16 blocks a row."""
+        routing, model = self.spec.routing, self.spec.model
+        entries_of_step = 32 // self.summary_rows if routing.summary == "subpage_mean" else 32
+        staged = self._row_of_scores * (2 * 16 * 16 + 16 * max(1, entries_of_step) + 16)
+        queries = 2 * self.spec.group_size * (2 * model.head_dim + 8)
+        lists = 4 * (routing.pages + (routing.beam or 0))
+        return SELECTION_BYTES + staged + queries + lists
 
     @property
     def routed_entries(self) -> int:

@@ -55,17 +55,18 @@ def specs_root() -> Traversable:
 @functools.cache
 def hardware_of(target: str) -> Hardware:
     """The architecture that `target` ("cuda-sm_90a") compiles for. Raises UsageError for one without, such as "c"."""
-    for architecture in _architectures():
+    for architecture in architectures():
         if target in architecture.targets:
             return architecture
-    known = ", ".join(t for a in _architectures() for t in a.targets)
+    known = ", ".join(t for a in architectures() for t in a.targets)
     raise UsageError(
         f"no hardware figures for target {target}", f"use one of {known}, or add a file to specs/hardware/"
     )
 
 
 @functools.cache
-def _architectures() -> tuple[Hardware, ...]:
+def architectures() -> tuple[Hardware, ...]:
+    """All that have figures, in the order of their names."""
     files = [f for f in specs_root().joinpath("hardware").iterdir() if f.name.endswith(".yaml")]
     return tuple(_read(f) for f in sorted(files, key=lambda f: f.name))
 
