@@ -46,7 +46,9 @@ def forms(loaded) -> set[tuple]:
         "score_tokens": (loaded.sketch.transform, plan.prepares_in_place), "choose_tokens": (budget, candidates.share),
         "solve_tokens": (loaded.attention.solver,),
     }  # fmt: skip
-    return {(kernel, plan.warps_on_cuda, plan.retries, *depends.get(kernel, ())) for kernel in plan.kernels}
+    on_cpu = {"order_pages"} if plan.orders_given_itself else set()
+    kernels = (kernel for kernel in plan.kernels if kernel not in on_cpu)
+    return {(kernel, plan.warps_on_cuda, plan.retries, *depends.get(kernel, ())) for kernel in kernels}
 
 
 def specs() -> dict[str, Path]:

@@ -49,7 +49,7 @@ def test_every_kernel_lowers(packages, name, target):
     loaded = spec.load(path)
     library, lower = parts_of(packages, loaded)
     routing, model, page_size = loaded.routing, loaded.model, loaded.cache.page_size
-    held = page_kernels(routing.summary, routing.subpage, page_size, model.head_dim, model.dtype, 64)["summarize"]
+    held = page_kernels(routing.summary, routing.subpage, page_size, model.head_dim, model.dtype, 64, routing.levels)["summarize"]
     for kernel in library.KERNELS:
         source, tensors = lower.cuda_source(kernel, target)
         if kernel == "summarize":

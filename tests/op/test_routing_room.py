@@ -32,7 +32,9 @@ def test_a_block_has_the_shared_memory(packages, form):
     loaded = routed(*form)
     plan, lower = make_plan(loaded), importlib.import_module(f"{packages(loaded).__name__}.kernels.lower")
     source, _ = lower.cuda_source("route_pages", "cuda-sm_90a")
-    taken = int(re.search(r"dynamicSmemBytes = (\d+)", source)[1]) + SELECTION_BYTES
+    more = lower.MORE_SHARED["route_pages"][1]
+    taken = int(re.search(r"dynamicSmemBytes = (\d+) \+ more;", source)[1]) + more + SELECTION_BYTES
+    assert f"MaxDynamicSharedMemorySize, {taken - more - SELECTION_BYTES} + {more});" in source
     assert taken <= hardware_of("cuda-sm_90a").shared_bytes_per_block
     for one in architectures():
         capability = tuple(map(int, one.compute_capability.split(".")))

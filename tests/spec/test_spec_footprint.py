@@ -59,7 +59,7 @@ def test_tile_bytes_by_hand() -> None:
     [
         # score_pages: what TileLang 0.1.15 lowers it to, by the size of its dynamic shared memory; summarize: no
         # less, as tests/op/test_lowering.py sees
-        (("subpage_mean", 2, 128, 512, "float32", 32), {"score_pages": 168208, "summarize": 133632}),
+        (("subpage_mean", 2, 128, 512, "float32", 32), {"score_pages": 168208, "summarize": 133632 + 2 * 512 * 4}),
         (("box", None, 16, 128, "bfloat16", 64), {"score_pages": 25600, "summarize": 9216}),
     ],
 )
@@ -73,6 +73,9 @@ def test_kernels_that_hold_whole_pages_by_hand() -> None:
         "score_pages": (16 + 64) * 96 * 4 + 1024,
         "summarize": 17 * 128 * 4 + 512,
     }
+    # of two levels 32 rows of parts; a centre and a spread beside the scales of subpage means
+    levels = lambda n: footprint.page_kernels("subpage_mean", 4, 16, 128, "bfloat16", 64, n)["summarize"]
+    assert (levels(1), levels(2)) == (19 * 128 * 4 + 512, 35 * 128 * 4 + 512)
     # a page of 128 sketches is scored at a time, whatever the tile; its logits are float32
     assert footprint.page_kernels("sketch", None, 128, 128, "bfloat16", 64) == {
         "score_pages": (16 + 128) * 128 * 2 + 16 * 128 * 4 + 16,

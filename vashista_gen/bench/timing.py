@@ -7,6 +7,7 @@ and its fastest tenth to the warm one.
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
@@ -22,6 +23,7 @@ BUDGET_S = 2.5  # of timing for one case
 ROUNDS = (20, 400)  # at least, at most
 WARM_UPS = 3
 GRAPH_CALLS = 4  # at least, in one CUDA graph
+GRAPH_S = 2e-3  # at least of calls in it: starting a graph costs some microseconds, of which a call's share is then small
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,7 @@ class Timing:
 def measure(contestants: Sequence[Contestant], case: Case, budget: float = BUDGET_S) -> dict[str, Timing]:
     """{name: times of one call}."""
     if case.inputs[0].q.device.type == "cuda":
-        calls = {c.name: _graph(c, case) for c in contestants}
-        per_call = max(GRAPH_CALLS, len(case.inputs))
-        return _rounds({name: _replay(graph, per_call) for name, graph in calls.items()}, budget)
+        return _rounds({c.name: _replay(*_graph(c, case)) for c in contestants}, budget)
     turns = {c.name: _call(c, case) for c in contestants}
     return _rounds(turns, budget)
 
@@ -78,7 +78,7 @@ def _call(contestant, case):
 
 
 def _graph(contestant, case):
-    """A CUDA graph of several calls, over all sets of inputs in turn."""
+    """(A CUDA graph of calls that take GRAPH_S together, over all sets of inputs in turn; how many calls.)"""
     sets = list(enumerate(case.inputs))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -86,9 +86,21 @@ def _graph(contestant, case):
         for number, inputs in sets[:WARM_UPS]:
             contestant.run(number, inputs)
     torch.cuda.current_stream().wait_stream(stream)
+    few = max(GRAPH_CALLS, len(sets))
+    replay = _replay(_capture(contestant, sets, few), few)
+    calls = calls_of_graph(len(sets), min(replay(i) for i in range(WARM_UPS)))
+    return _capture(contestant, sets, calls), calls
+
+
+def calls_of_graph(sets: int, seconds: float) -> int:
+    """How many calls, of so many seconds each, a graph holds: GRAPH_S of them, whole turns through the sets of inputs."""
+    return sets * math.ceil(max(GRAPH_CALLS, GRAPH_S / seconds) / sets)
+
+
+def _capture(contestant, sets, calls):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for i in range(max(GRAPH_CALLS, len(sets))):
+        for i in range(calls):
             contestant.run(*sets[i % len(sets)])
     return graph
 

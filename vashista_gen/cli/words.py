@@ -39,6 +39,7 @@ KERNELS = {
     "attend_failed": Kernel("failed", "q, K and V of every token of rows not certified", "out and lse of each split"),
     "merge_failed": Kernel("failed", "out and lse of the splits", "out and lse of rows not certified"),
     "attend_pages": Kernel("step", "q, K and V of the selected pages, block_table", "out and lse of each split"),
+    "attend_given_pages": Kernel("instead", "q, K and V of the pages given, block_table; on GPUs", "out and lse"),
     "attend_dense": Kernel("dense", "q, K and V of every token, block_table", "out and lse of each split"),
     "merge_splits": Kernel("step", "out and lse of the splits", "out and lse"),
     "merge_states": Kernel("caller", "out and lse over disjoint sets of tokens", "out and lse over all of them"),
@@ -105,6 +106,9 @@ def kernels(plan: Plan) -> list[tuple[str, Kernel]]:
     if plan.prepares_in_place:
         gives = "rotated queries and their norms; on GPUs score_tokens does"
         named = [(name, replace(kernel, gives=gives) if name == "prepare_queries" else kernel) for name, kernel in named]
+    if plan.orders_given_itself:
+        on_cpu = replace(KERNELS["order_pages"], reads="pages given by the caller, on a CPU")
+        named = [(name, on_cpu if name == "order_pages" else kernel) for name, kernel in named]
     if plan.merges_in_cluster:
         merged = {name: "out and lse; on a CPU those of each split" for name in ("attend_pages", "attend_tokens")}
         named = [(name, replace(kernel, gives=merged.get(name, kernel.gives))) for name, kernel in named]

@@ -237,7 +237,8 @@ def shared_bytes(plan: Plan, target: str) -> tuple[int, int]:
     """(attention kernels and solver, kernels that hold whole pages): most bytes of shared memory a block, on cuda."""
     routing, cache, model = plan.spec.routing, plan.spec.cache, plan.spec.model
     rows = plan.score_pages_cuda * (1 if routing.summary == "box" else plan.summary_rows)
-    pages = page_kernels(routing.summary, routing.subpage, cache.page_size, model.head_dim, model.dtype, rows)
+    page = routing.summary, routing.subpage, cache.page_size
+    pages = page_kernels(*page, model.head_dim, model.dtype, rows, routing.levels)
     attention = attention_tile(cache.page_size, model.head_dim, model.dtype, target).shared_bytes
     if plan.projects:
         solver, iterations = plan.spec.attention.solver, plan.spec.attention.iterations or 0

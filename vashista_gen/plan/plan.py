@@ -230,6 +230,7 @@ class Plan:
             *("score_pages", "select_pages", "order_pages"),
             *(("renew_pages",) if self.refreshes else ()),
             *(("score_tokens", "choose_tokens", attend) if self.token_list else ("attend_pages",)),
+            *(("attend_given_pages",) if self.orders_given_itself else ()),
             *((bound, "certify") if self.certified else ()),
             *(("attend_failed", "merge_failed") if self.retries else ()),
             *("attend_dense", "merge_splits", "merge_states"),
@@ -246,6 +247,11 @@ class Plan:
     def merges_in_cluster(self) -> bool:
         """Whether on a GPU attention to what is kept merges its splits itself, in a cluster of blocks where there are such."""
         return self.warps_on_cuda and not self.projects and not self.retries
+
+    @property
+    def orders_given_itself(self) -> bool:
+        """Whether on a GPU attention goes over the pages that a caller gives in any order, some of them twice."""
+        return self.warps_on_cuda and not self.token_list
 
     @property
     def pages_summarized(self) -> bool:

@@ -14,6 +14,7 @@ from vashista_gen.spec.hardware import hardware_of
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 TILE_TOKENS = (64, 32)
 ROWS = 16  # query rows of a tensor-core tile; a smaller group is padded to it
+ROWS_OF_PARTS = 32  # most rows in which threads add up a super-page
 TILES_OF_SCORES = 4  # tiles of page scores that a block goes through; it holds their page ids
 REDUCTION_BYTES = 512  # scratch of one reduction across the warps of a block
 
@@ -77,13 +78,14 @@ def pages_scored(summary: str, subpage: int | None, page_size: int, rows: int) -
 
 
 def page_kernels(
-    summary: str, subpage: int | None, page_size: int, head_dim: int, dtype: str, tokens: int
+    summary: str, subpage: int | None, page_size: int, head_dim: int, dtype: str, tokens: int, levels: int = 1
 ) -> dict[str, int]:
     """Bytes of shared memory of the kernels that hold whole pages, beside attention tiles of `tokens`.
 
     score_pages: (16 d + rows d) * itemsize, 16 d more for a box, float32 logits [16, rows] where those of a page are
-    summed and the sizes [rows] of its groups, 16 bytes of page ids a page; summarize: float32 rows [16 or more, c],
-    scales [c] and a reduction; d = head_dim rounded up to a multiple of 32, c to one of 128.
+    summed and the sizes [rows] of its groups, 16 bytes of page ids a page; summarize: float32 rows [16 or more, c], with
+    two levels 32 of parts of a super-page's, scales [c], of subpage means a centre and a spread [c], and a reduction;
+    d = head_dim rounded up to a multiple of 32, c to one of 128.
     """
     pages, padded, channels = (
         pages_scored(summary, subpage, page_size, tokens),
@@ -96,7 +98,10 @@ def page_kernels(
     logits = 4 * {"subpage_mean": ROWS + 1, "sketch": ROWS}.get(summary, 0) * rows
     found = {"score_pages": (queries + rows) * padded * ITEM_BYTES[dtype] + logits + 4 * TILES_OF_SCORES * pages}
     held = ROWS if summary == "sketch" else max(ROWS, page_rows)
-    found["summarize"] = 4 * (held + 1) * channels + REDUCTION_BYTES
+    if levels == 2:
+        held = max(held, ROWS_OF_PARTS)
+    scales = 3 if summary == "subpage_mean" else 1
+    found["summarize"] = 4 * (held + scales) * channels + REDUCTION_BYTES
     return found
 
 
