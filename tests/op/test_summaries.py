@@ -5,10 +5,22 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import LONG, ONE, Append, Case, Free, cases, examples, histories
 
+from vashista_gen import spec
+
+from .conftest import on_device
 from .subject import CONSTANTS, NAN, by_token, empty_cache, make_step, write_tokens
 from .summary_properties import check_summaries
 
 ROWS, PAGES_EACH = 3, 6
+MANY_MEANS = """name: hd32_many_means
+model: {num_q_heads: 4, num_kv_heads: 2, head_dim: 32}
+cache: {page_size: 64}
+routing: {summary: subpage_mean, subpage: 2, pages: 4}
+sketch: {bits: 8, transform: hadamard}
+candidates: {tokens: 192}
+certificate: {kind: rigorous, tolerance: 0.05}
+targets: [c]
+"""
 
 
 @examples(12)
@@ -17,6 +29,13 @@ ROWS, PAGES_EACH = 3, 6
 @example(case=Case((LONG,), family="huge"))
 def test_summaries_hold_means_or_boxes(subject, case):
     check_summaries(subject, case)
+
+
+def test_pages_of_more_means_than_tokens_are_worked_on_at_once(packages):
+    """The buffer of a page's 32 means serves 16 tokens' sketches and radii as well."""
+    subject = on_device(packages(spec.loads(MANY_MEANS, "hd32_many_means.yaml")), "cpu")
+    for family in ("normal", "huge", "outliers"):
+        check_summaries(subject, Case((LONG, ONE), seed=2, family=family))
 
 
 def as_bytes(x):
