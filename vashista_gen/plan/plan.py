@@ -17,6 +17,7 @@ PART_STEPS = 4  # of a warp that scores, each of at least LEAST_ROWS summary row
 WARPS = 4
 CONSTANT_FIELDS = ("center", "balance", "spread", "value_center", "margin")  # of summaries: no page's
 ROUTED_KEYS = 4096  # entries of a level among which a block of 512 threads chooses in one launch
+ORDERED_PAGES = 256  # of a caller's list at most, which the blocks of attention order themselves
 SELECTION_BYTES = 24 * 1024  # most of shared memory that choosing takes itself; ptxas says 6 to 20 KiB
 MOST_SUMS = 256  # channels times tiles of 8 query heads whose sums one warp holds: half a lane's registers
 
@@ -250,8 +251,11 @@ class Plan:
 
     @property
     def orders_given_itself(self) -> bool:
-        """Whether on a GPU attention goes over the pages that a caller gives in any order, some of them twice."""
-        return self.warps_on_cuda and not self.token_list
+        """Whether on a GPU attention goes over the pages that a caller gives in any order, some of them twice.
+
+        Each of its blocks orders the list, by comparing all with all: of longer ones a launch of its own does, once.
+        """
+        return self.warps_on_cuda and not self.token_list and self.spec.routing.pages <= ORDERED_PAGES
 
     @property
     def pages_summarized(self) -> bool:
