@@ -11,6 +11,7 @@ import re
 import pytest
 
 from vashista_gen import spec
+from vashista_gen.plan import make_plan
 from vashista_gen.spec.footprint import page_kernels
 
 from .conftest import ROOT
@@ -67,6 +68,28 @@ def test_every_kernel_lowers(packages, name, target):
         assert any(found[0] + found[1]) == (clustered or kernel == "route_pages"), kernel  # which no other GPU has
         merges = kernel in lower.CLUSTERS and kernel not in lower.ROUTE
         assert ("last_to_arrive(" in source, found[1][0]) == (merges and not clustered, merges and clustered), kernel
+
+
+def test_given_pages_are_read_behind_the_wait(packages):
+    """The kernel before may have written them: until it has ended they are asked for, and no load may come in front of that."""
+    loaded = spec.load(ROOT / "tests/shapes/hd64_two_levels.yaml")
+    _, lower = parts_of(packages, loaded)
+    for target in TARGETS:
+        source, _ = lower.cuda_source("attend_given_pages", target)
+        body = source[source.rindex("__launch_bounds__") :]
+        wait = body.index("wait_for_kernel_before();")
+        given = ("q", "block_table", "seq_lens", "selected_pages")
+        held = [body.index(f"READ_FROM_HERE({name});") for name in given]
+        assert wait < min(held) and max(held) < body.index("load_query<")
+        used = re.sub(r"ask_for_sector\(.*", "", body[body.index("{") : max(held)])
+        assert not re.search(rf"\b({'|'.join(given)})\b[^)]*\[", used)
+
+
+def test_long_lists_of_given_pages_are_ordered_once():
+    text = "name: many\nmodel: {{num_q_heads: 4, num_kv_heads: 1, head_dim: 64}}\ncache: {{page_size: 16}}\nrouting: {{pages: {}}}\n"
+    kernels = lambda pages: make_plan(spec.loads(text.format(pages), "many.yaml")).kernels
+    assert "attend_given_pages" in kernels(256) and "attend_given_pages" not in kernels(257)
+    assert "order_pages" in kernels(256) and "order_pages" in kernels(257)  # on a CPU, and everywhere
 
 
 @pytest.mark.nvcc
