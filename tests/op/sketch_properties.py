@@ -71,7 +71,9 @@ def check_sketches(subject, case, calibrated: bool = False) -> None:
         span = y.abs() if subject.spec["sketch"].get("transform") == "hadamard" else None
         searched = hasattr(subject.part("reference"), "_least_error")
         if bits != 2:
-            reach = scales * (0.5 + 2 * stored * CODE_MAX[bits]) + rounding + least
+            # where the stored scale is a denormal number, or 0, it is off by half the smallest one
+            off = torch.finfo(subject.dtype).tiny * torch.finfo(subject.dtype).eps / 2
+            reach = scales * (0.5 + 2 * stored * CODE_MAX[bits]) + CODE_MAX[bits] * off + rounding + least
             if searched:  # a smaller scale may do better although it clips
                 reach = torch.maximum(reach, y.abs() - CODE_MAX[bits] * scales * (1 - 2 * stored) + rounding + least)
             assert ((y - values).abs() <= reach).all(), f"{where}: a code is not the nearest"
