@@ -71,7 +71,8 @@ def check_sketches(subject, case, calibrated: bool = False) -> None:
         span = y.abs() if subject.spec["sketch"].get("transform") == "hadamard" else None
         searched = hasattr(subject.part("reference"), "_least_error")
         if bits != 2:
-            # where the stored scale is a denormal number, or 0, it is off by half the smallest one
+            # a stored scale that is denormal, or 0, is off by up to half the smallest number: what is rounded or clipped to
+            # CODE_MAX of it is off by CODE_MAX times that
             off = torch.finfo(subject.dtype).tiny * torch.finfo(subject.dtype).eps / 2
             reach = scales * (0.5 + 2 * stored * CODE_MAX[bits]) + CODE_MAX[bits] * off + rounding + least
             if searched:  # a smaller scale may do better although it clips

@@ -32,7 +32,14 @@ def test_a_block_has_the_shared_memory(packages, form):
     loaded = routed(*form)
     plan, lower = make_plan(loaded), importlib.import_module(f"{packages(loaded).__name__}.kernels.lower")
     source, _ = lower.cuda_source("route_pages", "cuda-sm_90a")
-    more = lower.MORE_SHARED["route_pages"][1]
+    asked, more = lower.MORE_SHARED["route_pages"]
+    group = form[0]
+    row = 4 * (group if group <= 2 else -(-group // 4) * 4)  # bytes of an entry's scores, 16 at a time
+    for supers in (1, plan.routed_supers - 1, plan.routed_supers):  # a launch asks for the rows of its entries
+        for max_pages in (16 * supers - 15, 16 * supers):
+            asks = eval(asked.replace("/", "//"), {"max_pages": max_pages})
+            assert asks == (supers + 16 * loaded.routing.beam) * row <= more
+    assert asks == more and f"{asked});" in source
     taken = int(re.search(r"dynamicSmemBytes = (\d+) \+ more;", source)[1]) + more + SELECTION_BYTES
     assert f"MaxDynamicSharedMemorySize, {taken - more - SELECTION_BYTES} + {more});" in source
     assert taken <= hardware_of("cuda-sm_90a").shared_bytes_per_block
